@@ -1,0 +1,1 @@
+//! The napi bindings: handles, promises and callbacks, no logic.
