@@ -43,7 +43,7 @@ exec 9> "$cache/.lock"
 flock -n 9 || { say "waiting for another set-up"; flock 9; }
 
 root_key=$(key_of "$qemu_suite" $qemu_packages)
-kernel_key=$(key_of vmlinux "$kernel_suite" $modules)
+kernel_key=$(key_of vmlinuz vmlinux "$kernel_suite" $modules)
 initrd_key=$(key_of "$root_key" "$kernel_key" \
     "$(cd "$here" && sha256sum setup.sh $(find image -type f | sort))")
 
@@ -71,8 +71,8 @@ fetch() { apt-get -q -c "$apt/apt.conf" "$@" >> "$cache/apt.log" 2>&1 ||
     die "apt-get $1 failed, see $cache/apt.log"; }
 
 mirror() {
-    apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
-        awk '$1 == "Debian" { print $2; exit }'
+    apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' |
+        awk 'NF == 2 && $2 == "Debian" { print $1; exit }'
 }
 
 # unwrap VMLINUZ: prints the ELF kernel in it.  Unpacking it here takes a second;
@@ -154,7 +154,8 @@ if ! is kernel "$kernel_key"; then
     rm -rf "$cache/kernel.new" "$apt/kernel"
     mkdir "$cache/kernel.new"
     dpkg-deb -x "$apt"/archives/linux-image-*.deb "$apt/kernel"
-    unwrap "$apt"/kernel/boot/vmlinuz-* > "$cache/kernel.new/vmlinux" ||
+    cp "$apt"/kernel/boot/vmlinuz-* "$cache/kernel.new/vmlinuz"   # for iPXE
+    unwrap "$cache/kernel.new/vmlinuz" > "$cache/kernel.new/vmlinux" ||
         die "$image is not compressed with xz"
     : > "$cache/kernel.new/order"
     for module in $modules; do

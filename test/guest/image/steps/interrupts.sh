@@ -1,2 +1,2 @@
 # Says which interrupts the driver took and how often each has fired.
-step_interrupts() { grep virtio /proc/interrupts | tr -s ' ' | report irq; }
+step_interrupts() { tr -s " " < /proc/interrupts | grep virtio | report irq; }

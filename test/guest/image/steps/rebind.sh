@@ -9,7 +9,7 @@ step_rebind() {
         echo "$bdf" > "/sys/bus/pci/drivers/$driver/bind" || return 1
         ip link set "$(netdev)" up || return 1
         ip addr add "$ip/$mask" dev "$(netdev)"
-        ping -q -A -c 5 -w 20 "$gateway" > /tmp/ping 2>&1
+        ping -q -A -i 10 -c 5 -w 60 "$gateway" > /tmp/ping 2>&1
         say "rebind=$time link=$(cat "$device"/virtio*/net/*/carrier)" \
             "ping=$(sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) .*/\2\/\1/p' /tmp/ping)"
     done

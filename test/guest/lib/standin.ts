@@ -1,0 +1,30 @@
+// QEMU's own virtio-net in place of RetroVF, to tell faults of the lab from
+// faults of the device: what passes here and fails there is the device's.
+
+import { join } from 'node:path';
+import { startNetwork } from './network.js';
+import type { NicSettings, Port } from './nic.js';
+import type { Scene } from './scene.js';
+import { startSwitch } from './switch.js';
+
+export async function startStandin(scene: Scene, settings: NicSettings): Promise<Port[]> {
+  const paths = Array.from({ length: settings.vfs }, (_, index) =>
+    join(scene.dir, `port${index}.sock`),
+  );
+  const stop = await startSwitch(paths, await startNetwork(scene, settings.tftp));
+  scene.atEnd(async () => stop());
+  const modern = settings.presentation === 'legacy' ? 'on' : 'off';
+  return paths.map((path, index) => {
+    const device = [
+      'virtio-net-pci',
+      'netdev=n',
+      `mac=52:54:00:00:00:0${index + 1}`,
+      'romfile=',
+      `disable-modern=${modern}`,
+      'disable-legacy=off',
+      ...(settings.msix === undefined ? [] : [`vectors=${settings.msix}`]),
+    ];
+    const netdev = `stream,id=n,server=off,addr.type=unix,addr.path=${path}`;
+    return { args: ['-netdev', netdev, '-device', device.join(',')] };
+  });
+}
