@@ -1,0 +1,177 @@
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::Arc;
+
+use retrovf_pci::{NotifyTarget, QueueIndex};
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+
+/// What the thread knows of one [`crate::Forward`].
+pub(crate) struct Slot {
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) target: NotifyTarget,
+    pub(crate) queue: QueueIndex,
+    pub(crate) kicks: Arc<AtomicU64>,
+}
+
+/// Place of a [`Slot`] in the thread's table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlotIndex(usize);
+
+pub(crate) enum Command {
+    Add {
+        slot: Slot,
+        reply: SyncSender<io::Result<SlotIndex>>,
+    },
+    Remove {
+        slot: SlotIndex,
+        reply: SyncSender<()>,
+    },
+}
+
+/// The state of the doorbell thread.
+pub(crate) struct Worker {
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    inbox: Receiver<Command>,
+    slots: Vec<Option<Slot>>,
+    free: Vec<SlotIndex>,
+}
+
+/// Signals taken from the kernel at a time.
+const BATCH: usize = 64;
+/// Event data of the wake eventfd; no slot has this index.
+const WAKE: u64 = u64::MAX;
+
+impl Worker {
+    pub(crate) fn new(wake: Arc<OwnedFd>, inbox: Receiver<Command>) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        Ok(Self {
+            epoll,
+            wake,
+            inbox,
+            slots: Vec::new(),
+            free: Vec::new(),
+        })
+    }
+
+    /// The loop. Between `wait` and the next `wait` only commands lock or allocate, and they are
+    /// looked at only if the wake eventfd says that there are some.
+    ///
+    /// Commands run after all signals of a batch. So a slot is never taken away, nor its place given
+    /// to another, while an event that names it is still to come: once removed from the epoll set,
+    /// it is in no later batch.
+    pub(crate) fn run(mut self) {
+        let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        loop {
+            let ready = match epoll::wait(&self.epoll, &mut events, None) {
+                Ok((ready, _)) => ready,
+                Err(Errno::INTR) => continue,
+                Err(errno) => {
+                    log::error!("The doorbell thread ends: waiting for signals: {errno}");
+                    return;
+                }
+            };
+            let mut woken = false;
+            for event in ready {
+                match event.data.u64() {
+                    WAKE => woken = true,
+                    at => {
+                        let slot = usize::try_from(at).ok().and_then(|at| self.slots.get(at));
+                        if let Some(Some(slot)) = slot {
+                            slot.deliver();
+                        }
+                    }
+                }
+            }
+            if woken && !self.obey() {
+                return;
+            }
+        }
+    }
+
+    /// Carries out what is in the inbox; false when there is nobody left to send more.
+    fn obey(&mut self) -> bool {
+        // Read before the inbox is looked at: a command sent later signals again.
+        let _ = take_signals(&self.wake);
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Add { slot, reply }) => {
+                    let _ = reply.send(self.add(slot));
+                }
+                Ok(Command::Remove { slot, reply }) => {
+                    self.remove(slot);
+                    let _ = reply.send(());
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn add(&mut self, slot: Slot) -> io::Result<SlotIndex> {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            SlotIndex(self.slots.len() - 1)
+        });
+        let data = EventData::new_u64(index.0 as u64);
+        // Level triggered: a counter that is not 0 is reported until it has been read.
+        if let Err(errno) = epoll::add(&self.epoll, &*slot.fd, data, EventFlags::IN) {
+            self.free.push(index);
+            return Err(errno.into());
+        }
+        if let Some(place) = self.slots.get_mut(index.0) {
+            *place = Some(slot);
+        }
+        Ok(index)
+    }
+
+    fn remove(&mut self, index: SlotIndex) {
+        let Some(slot) = self.slots.get_mut(index.0).and_then(Option::take) else {
+            return;
+        };
+        // The peer may keep its copy of the eventfd open, so closing ours would not end the watch.
+        if let Err(errno) = epoll::delete(&self.epoll, &*slot.fd) {
+            log::error!("Ending the watch of a doorbell: {errno}");
+        }
+        // Signals that the batch before this command was too early for.
+        slot.deliver();
+        self.free.push(index);
+    }
+}
+
+impl Slot {
+    /// Rings if the eventfd has been signalled.
+    ///
+    /// No kick is lost, because the counter is read before the ring: a kick before the read is
+    /// covered by this ring, and one after it leaves the counter above 0, so that the next wait
+    /// reports it. Read after the ring, a kick in between would be cleared and never rung.
+    ///
+    /// What the guest wrote to its rings before the kick is visible to the device before the ring:
+    /// write and read of an eventfd take the same lock in the kernel, which orders the guest's
+    /// stores before our store to the device, and x86 keeps stores in order. The device then reads
+    /// the rings itself.
+    #[inline]
+    fn deliver(&self) {
+        if take_signals(&self.fd) {
+            self.target.ring(self.queue);
+            self.kicks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sets the counter of an eventfd to 0 and tells whether it was above.
+///
+/// `O_NONBLOCK` belongs to the open file, so a peer that holds a copy of the descriptor can clear
+/// it, read the counter itself, and so leave us blocked in a plain read. NOWAIT rules that out.
+#[inline]
+fn take_signals(fd: impl AsFd) -> bool {
+    let mut counter = [0; 8];
+    let mut buffers = [IoSliceMut::new(&mut counter)];
+    // An offset of u64::MAX stands for "none", as a stream needs it.
+    rustix::io::preadv2(fd, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT) == Ok(counter.len())
+}

@@ -1,0 +1,239 @@
+//! Delivery of kicks.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use retrovf_doorbell::{Engine, Forward};
+use retrovf_pci::{Doorbell, MappedWord, NotifyTarget, QueueIndex, SharedMemory};
+
+/// A device whose queues are counters: a ring makes it see all the work there is.
+#[derive(Default)]
+struct Device {
+    work: [AtomicU64; 4],
+    seen: [AtomicU64; 4],
+    rings: AtomicU64,
+}
+
+impl Doorbell for Device {
+    fn ring(&self, queue: QueueIndex) {
+        let queue = usize::from(queue.0);
+        let work = self.work[queue].load(Ordering::Relaxed);
+        self.seen[queue].store(work, Ordering::Relaxed);
+        self.rings.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn kick(fd: impl AsFd) {
+    rustix::io::write(fd, &1u64.to_ne_bytes()).unwrap();
+}
+
+fn eventually(condition: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        if condition() {
+            return true;
+        }
+        thread::yield_now();
+    }
+    false
+}
+
+fn forward(engine: &Arc<Engine>, device: &Arc<Device>, queue: u16) -> (Forward, Arc<AtomicU64>) {
+    let kicks = Arc::new(AtomicU64::new(0));
+    let target = NotifyTarget::Device(Arc::clone(device) as Arc<dyn Doorbell>);
+    let forward = engine
+        .forward(target, QueueIndex(queue), Arc::clone(&kicks))
+        .unwrap();
+    (forward, kicks)
+}
+
+#[test]
+fn the_last_kick_of_every_burst_is_delivered() {
+    let engine = Engine::new().unwrap();
+    let device = Arc::new(Device::default());
+    let (forward, kicks) = forward(&engine, &device, 2);
+    for burst in 1..2000u64 {
+        for _ in 0..burst % 7 + 1 {
+            device.work[2].fetch_add(1, Ordering::Relaxed);
+            kick(forward.fd());
+        }
+        let work = device.work[2].load(Ordering::Relaxed);
+        assert!(
+            eventually(|| device.seen[2].load(Ordering::Relaxed) == work),
+            "burst {burst} got stuck"
+        );
+    }
+    drop(forward);
+    let rings = device.rings.load(Ordering::Relaxed);
+    assert_eq!(kicks.load(Ordering::Relaxed), rings);
+    assert!((1999..=device.work[2].load(Ordering::Relaxed)).contains(&rings));
+}
+
+#[test]
+fn a_kick_stores_the_queue_index_in_the_word_of_a_mapped_bar() {
+    let engine = Engine::new().unwrap();
+    let bar = SharedMemory::anonymous(8192).unwrap();
+    let word = Arc::new(MappedWord::map(bar.fd(), 4096 + 8).unwrap());
+    let kicks = Arc::new(AtomicU64::new(0));
+    let forward = engine
+        .forward(NotifyTarget::Word(word), QueueIndex(3), Arc::clone(&kicks))
+        .unwrap();
+    assert_eq!(bar.load_u16(4096 + 8).unwrap(), 0);
+    kick(forward.fd());
+    assert!(eventually(|| kicks.load(Ordering::Relaxed) == 1));
+    assert_eq!(bar.load_u16(4096 + 8).unwrap(), 3);
+}
+
+#[test]
+fn a_kick_given_before_the_drop_is_delivered_and_one_after_it_is_not() {
+    let engine = Engine::new().unwrap();
+    for round in 1..500 {
+        let device = Arc::new(Device::default());
+        let (forward, kicks) = forward(&engine, &device, 0);
+        let peer: OwnedFd = forward.fd().try_clone_to_owned().unwrap();
+        kick(&peer);
+        drop(forward);
+        assert_eq!(kicks.load(Ordering::Relaxed), 1, "round {round}");
+        assert_eq!(Arc::strong_count(&device), 1, "the target is still held");
+        kick(&peer);
+        drop(peer);
+        assert_eq!(kicks.load(Ordering::Relaxed), 1, "round {round}");
+    }
+}
+
+#[test]
+fn devices_come_and_go_while_others_are_kicked() {
+    let engine = Engine::new().unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let kickers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let device = Arc::new(Device::default());
+                    let (forward, _) = forward(&engine, &device, 1);
+                    let mut work = 0;
+                    while work < 200 || !stop.load(Ordering::Relaxed) {
+                        work += 1;
+                        device.work[1].store(work, Ordering::Relaxed);
+                        kick(forward.fd());
+                        let seen = || device.seen[1].load(Ordering::Relaxed) == work;
+                        assert!(eventually(seen), "kick {work} got lost");
+                    }
+                })
+            })
+            .collect();
+        let churners: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        let device = Arc::new(Device::default());
+                        let all: Vec<_> = (0..4).map(|q| forward(&engine, &device, q)).collect();
+                        for (forward, _) in &all {
+                            kick(forward.fd());
+                        }
+                        let kicks: Vec<_> = all.into_iter().map(|(_, kicks)| kicks).collect();
+                        let delivered = |k: &Arc<AtomicU64>| k.load(Ordering::Relaxed) == 1;
+                        assert!(kicks.iter().all(delivered));
+                    }
+                })
+            })
+            .collect();
+        churners.into_iter().for_each(|c| c.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+        kickers.into_iter().for_each(|k| k.join().unwrap());
+    });
+}
+
+#[test]
+fn a_peer_that_makes_the_eventfd_blocking_and_drains_it_cannot_stop_the_engine() {
+    let engine = Engine::new().unwrap();
+    let hostile = Arc::new(Device::default());
+    let victim = Arc::new(Device::default());
+    let (bad, _) = forward(&engine, &hostile, 0);
+    let (good, kicks) = forward(&engine, &victim, 0);
+    rustix::io::ioctl_fionbio(bad.fd(), false).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                kick(bad.fd());
+                rustix::io::ioctl_fionbio(bad.fd(), true).unwrap();
+                let _ = rustix::io::read(bad.fd(), &mut [0; 8]);
+                rustix::io::ioctl_fionbio(bad.fd(), false).unwrap();
+            }
+        });
+        for n in 1..2000 {
+            kick(good.fd());
+            let delivered = eventually(|| kicks.load(Ordering::Relaxed) == n);
+            stop.store(!delivered, Ordering::Relaxed);
+            assert!(delivered, "kick {n} got stuck");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_target_may_drop_its_own_forward_and_the_engine_from_within_a_ring() {
+    struct Suicidal {
+        held: Mutex<Option<Forward>>,
+        done: Arc<AtomicBool>,
+    }
+    impl Doorbell for Suicidal {
+        fn ring(&self, _: QueueIndex) {
+            self.held.lock().unwrap().take();
+            self.done.store(true, Ordering::Relaxed);
+        }
+    }
+    let engine = Engine::new().unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let device = Arc::new(Suicidal {
+        held: Mutex::new(None),
+        done: Arc::clone(&done),
+    });
+    let weak = Arc::downgrade(&device);
+    let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+    let forward = engine
+        .forward(target, QueueIndex(0), Arc::default())
+        .unwrap();
+    let peer = forward.fd().try_clone_to_owned().unwrap();
+    *device.held.lock().unwrap() = Some(forward);
+    drop((engine, device));
+    kick(&peer);
+    assert!(eventually(|| done.load(Ordering::Relaxed)));
+    assert!(
+        eventually(|| weak.strong_count() == 0),
+        "the engine thread did not end"
+    );
+}
+
+#[test]
+fn the_thread_ends_with_the_last_handle() {
+    let threads = || {
+        std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .filter(|name| name.starts_with("retrovf-doorbel"))
+            .count()
+    };
+    // Other tests of this file run engines at the same time, so look at a child of our own.
+    if std::env::var_os("RETROVF_TEST_CHILD").is_none() {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_thread_ends_with_the_last_handle"])
+            .env("RETROVF_TEST_CHILD", "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let engine = Engine::new().unwrap();
+    let (forward, kicks) = forward(&engine, &Arc::default(), 0);
+    drop(engine);
+    kick(forward.fd());
+    assert!(eventually(|| kicks.load(Ordering::Relaxed) == 1));
+    assert!(eventually(|| threads() == 1));
+    drop(forward);
+    assert!(eventually(|| threads() == 0));
+}
