@@ -56,15 +56,20 @@ pub struct NotifyOptions<'a> {
     pub member: Option<f64>,
 }
 
+/// A notify target, and the doorbell behind it if that sends commands.
+type Notify = (NotifyTarget, Option<Arc<CommandDoorbell>>);
+
 impl NotifyOptions<'_> {
-    fn target(&self, queues: u16) -> std::result::Result<NotifyTarget, Failure> {
+    fn target(&self, queues: u16) -> std::result::Result<Notify, Failure> {
         match (self.kind.as_str(), self) {
             ("region", Self { function: Some(f), region: Some(region), offset: Some(at), .. }) => {
-                Ok(f.get()?.notify_target(Region(*region), whole(*at, "Notify offset")?)?)
+                let target = f.get()?.notify_target(Region(*region), whole(*at, "Notify offset")?)?;
+                Ok((target, None))
             }
             ("command", Self { queue: Some(queue), member: Some(member), .. }) => {
                 let member = whole(*member, "Member id")?;
-                Ok(NotifyTarget::Device(CommandDoorbell::new(queue.get()?, member, queues)))
+                let doorbell = CommandDoorbell::new(queue.get()?, member, queues);
+                Ok((NotifyTarget::Device(Arc::clone(&doorbell) as _), Some(doorbell)))
             }
             (kind, _) => Err(Failure::invalid(format!("Notify target {kind:?} is incomplete"))),
         }
@@ -118,6 +123,7 @@ impl ControlPlane for JavaScript {
 #[napi]
 pub struct ServedDevice {
     device: Option<Arc<Device>>,
+    doorbell: Option<Arc<CommandDoorbell>>,
 }
 
 impl ServedDevice {
@@ -140,6 +146,8 @@ impl ServedDevice {
         let misfit = |what| move |_| Failure::invalid(format!("{what} out of range"));
         let overlay = options.overlay.into_iter().map(TryInto::try_into);
         let queues = u16::try_from(options.queues.unwrap_or(0)).map_err(misfit("Queue count"))?;
+        let notify = options.notify.map(|notify| notify.target(queues)).transpose()?;
+        let (notify, doorbell) = notify.map_or((None, None), |(target, bell)| (Some(target), bell));
         let config = DeviceConfig {
             member: Arc::clone(options.member.get()?),
             overlay: overlay.collect::<std::result::Result<_, _>>()?,
@@ -150,7 +158,7 @@ impl ServedDevice {
                 .transpose()
                 .map_err(misfit("MSI-X capability"))?,
             bar0_size: options.bar0_size,
-            notify: options.notify.map(|notify| notify.target(queues)).transpose()?,
+            notify,
             queues,
         };
         let on_access = on_access
@@ -158,7 +166,8 @@ impl ServedDevice {
             .weak::<true>()
             .build()
             .map_err(|error| Failure::invalid(error.reason.clone()))?;
-        Ok(Self { device: Some(Device::new(config, Arc::new(JavaScript(on_access)))?) })
+        let device = Device::new(config, Arc::new(JavaScript(on_access)))?;
+        Ok(Self { device: Some(device), doorbell })
     }
 
     #[napi]
@@ -222,6 +231,16 @@ impl ServedDevice {
         Ok(())
     }
 
+    /// Notify commands go over this queue from now on; without them nothing happens.
+    #[napi]
+    pub fn set_notify_queue(&self, queue: &AdminQueue) -> Result<()> {
+        self.get().or_throw()?;
+        if let Some(doorbell) = &self.doorbell {
+            doorbell.set_queue(queue.get().or_throw()?);
+        }
+        Ok(())
+    }
+
     #[napi]
     pub fn reset(&self) -> Result<AsyncTask<Job<()>>> {
         let device = Arc::clone(self.get().or_throw()?);
@@ -247,5 +266,6 @@ impl ServedDevice {
     #[napi]
     pub fn close(&mut self) {
         self.device = None;
+        self.doorbell = None;
     }
 }

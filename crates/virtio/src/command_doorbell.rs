@@ -1,6 +1,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use retrovf_pci::{Doorbell, QueueIndex};
@@ -15,7 +15,7 @@ use crate::{AdminQueue, Failure, Result};
 /// command after it. So no ring is lost, and a guest that rings without end cannot fill the
 /// owner's queue.
 pub struct CommandDoorbell {
-    queue: Arc<AdminQueue>,
+    queue: RwLock<Arc<AdminQueue>>,
     member: u64,
     lines: Box<[Line]>,
     failed: AtomicU64,
@@ -44,12 +44,23 @@ impl CommandDoorbell {
     /// A doorbell for the queues 0 to `queues - 1` of member `member` (1 for the first VF).
     pub fn new(queue: Arc<AdminQueue>, member: u64, queues: u16) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
-            queue,
+            queue: RwLock::new(queue),
             member,
             lines: (0..queues).map(|_| Line::default()).collect(),
             failed: AtomicU64::new(0),
             this: Weak::clone(this),
         })
+    }
+
+    /// Sends the commands to come over another queue: the owner was brought up again. Rings that the
+    /// old queue did not carry out are lost, as is all that its reset took from the member.
+    pub fn set_queue(&self, queue: Arc<AdminQueue>) {
+        let mut current = self.queue.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *current, queue);
+        drop(current);
+        // Not under the lock: the last handle closes the old queue and waits for its thread, which
+        // may be about to send the next command of this doorbell.
+        drop(old);
     }
 
     /// Commands that the device did not carry out.
@@ -96,8 +107,10 @@ impl CommandDoorbell {
             return;
         };
         let room = admin::RESULT_HEADER_SIZE;
-        if self
-            .queue
+        // Held over the post, not cloned: the last handle of a queue must not end up in a ring, which
+        // would then close it.
+        let admin_queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+        if admin_queue
             .post(this, queue, &command, room, TIMEOUT)
             .is_err()
         {

@@ -522,3 +522,22 @@ fn no_ring_of_a_command_doorbell_is_lost() {
     doorbell.ring(QueueIndex(0));
     assert_eq!(doorbell.failed(), 1);
 }
+
+#[test]
+fn a_command_doorbell_moves_to_another_queue_while_it_rings() {
+    for _ in 0..50 {
+        let (old, new) = (Pf::new(), Pf::new());
+        old.inline.store(true, Ordering::Relaxed);
+        // The doorbell has the only handle of the old queue: moving on closes it.
+        let (queue, _receiver) = open(&old, CompletionMode::Interrupt);
+        let doorbell = CommandDoorbell::new(queue, 7, 1);
+        for _ in 0..20 {
+            doorbell.ring(QueueIndex(0));
+        }
+        let (queue, _receiver) = open(&new, CompletionMode::Interrupt);
+        doorbell.set_queue(queue);
+        assert!(old.dma.load_u16(IOVA).is_err());
+        doorbell.ring(QueueIndex(0));
+        assert_eq!(new.take(1)[0].readable, notify_command(0));
+    }
+}
