@@ -1,0 +1,128 @@
+// The demonstration on one screen of 100 columns: steps as they finish, then the numbers.
+
+import { chart } from '../output/histogram.js';
+import { padEnd, padStart, plain, type Styles } from '../output/styles.js';
+import type { Terminal } from '../output/terminal.js';
+import { duration } from '../output/units.js';
+import type { DemoReport } from './run-demo.js';
+import type { DemoStep, Progress } from './stage.js';
+
+const columns = 100;
+const chartSize = { columns: 94, rows: 5 };
+const eraseLine = '\r\u001b[2K';
+
+export class DemoScreen implements Progress {
+  readonly #terminal: Terminal;
+  readonly #style: Styles;
+
+  constructor(terminal: Terminal) {
+    this.#terminal = terminal;
+    this.#style = terminal.styles;
+    this.#print(this.#heading());
+  }
+
+  started(name: string): void {
+    if (this.#terminal.live) this.#terminal.write(` ${this.#style.dim(`… ${name}`)}`);
+  }
+
+  finished(step: DemoStep): void {
+    if (this.#terminal.live) this.#terminal.write(eraseLine);
+    this.#print([this.#stepLine(step), ...this.#traceLines(step), ...this.#hintLines(step)]);
+  }
+
+  end(report: DemoReport): void {
+    this.#print([...this.#numbers(report), ...this.#histogram(report), ...this.#closing(report)]);
+  }
+
+  #heading(): string[] {
+    const { title, name, value, dim } = this.#style;
+    const arrow = (text: string): string => dim(`─ ${text} ─▶`);
+    return [
+      title('RetroVF: a virtio 0.9.5 guest on a modern SR-IOV virtio-net VF'),
+      '',
+      ` ${name('legacy driver')} ${arrow('in/out')} ${value('BAR0')} ${arrow('vfio-user')} ${name('RetroVF')} ` +
+        `${arrow('admin command')} ${name('PF')} ${arrow('')} ${name('VF')}`,
+      `               ${dim('└──── notify ──▶')} ${dim('vfio-user')} ${dim('──▶')} ${name('doorbell')} ` +
+        `${dim('─── 16-bit store ─────────────▶')} ${name('VF')}`,
+      '',
+    ];
+  }
+
+  #stepLine({ name, ok, result, ms, accesses, commands }: DemoStep): string {
+    const { good, bad, title, dim } = this.#style;
+    const mark = ok ? good('✔') : bad('✖');
+    const effort = [
+      ...(accesses > 0 ? [`${accesses} acc`] : []),
+      ...(commands > 0 ? [`${commands} cmd`] : []),
+    ].join(' → ');
+    const end = `${padStart(dim(effort), 20)} ${padStart(dim(`${ms.toFixed(1)} ms`), 10)}`;
+    const text = ` ${mark} ${padEnd(title(name), 10)} ${plain(result)}`;
+    return ok ? `${padEnd(text, columns - 31)}${end}` : text;
+  }
+
+  #traceLines({ trace }: DemoStep): string[] {
+    const { value, name, dim } = this.#style;
+    return trace.map(({ access, command, meaning }) => {
+      const left = access === '' ? '' : `${padEnd(value(access), 29)} ${dim('→')} `;
+      const right = meaning === '' ? '' : `  ${dim(meaning)}`;
+      return `      ${left}${name(command)}${right}`;
+    });
+  }
+
+  #hintLines({ error }: DemoStep): string[] {
+    if (error?.hint === undefined) return [];
+    return [`      ${this.#style.warn('hint:')} ${plain(error.hint)}`];
+  }
+
+  #numbers({ packets, ping, control, doorbell }: DemoReport): string[] {
+    const { title } = this.#style;
+    const rows: [string, string, { p50: number; p90: number; p99: number; max: number } | null][] =
+      [
+        ['ping', 'gateway and back, through both virtqueues', ping],
+        ['control', 'register read, through TypeScript and the admin queue', control],
+        ['doorbell', 'notify write, through Rust only', doorbell],
+      ];
+    const measured = rows.flatMap(([name, what, times]) => {
+      if (times === null) return [];
+      const cells = [times.p50, times.p90, times.p99, times.max].map((ns) =>
+        padStart(duration(ns), 9),
+      );
+      return [` ${padEnd(title(name), 12)} ${padEnd(what, 46)}${cells.join('')}`];
+    });
+    if (measured.length === 0) return [];
+    const heads = ['p50', 'p90', 'p99', 'max'].map((head) => padStart(this.#style.dim(head), 9));
+    const frames =
+      packets === null
+        ? ''
+        : `${packets.sent} frames out, ${packets.received} in, ${packets.kicks} kicks`;
+    return ['', ` ${padEnd(this.#style.dim(frames), 59)}${heads.join('')}`, ...measured];
+  }
+
+  #histogram({ doorbell }: DemoReport): string[] {
+    if (doorbell === null) return [];
+    const { rows, axis, labels } = chart(doorbell.buckets, chartSize);
+    const { good, dim } = this.#style;
+    return [
+      '',
+      ...rows.map((row) => `   ${good(row.trimEnd())}`),
+      `   ${dim(axis)}`,
+      `   ${dim(labels)}`,
+    ];
+  }
+
+  #closing({ ok, steps }: DemoReport): string[] {
+    const { good, bad, dim } = this.#style;
+    if (ok) {
+      return [
+        '',
+        `${good('ok')}  ${dim('Next: retrovf serve --softnic --socket /tmp/vf.sock, and attach QEMU.')}`,
+      ];
+    }
+    const failed = steps.find((step) => !step.ok)?.name ?? '';
+    return ['', `${bad('failed')} at step ${failed}`];
+  }
+
+  #print(lines: readonly string[]): void {
+    if (lines.length > 0) this.#terminal.write(`${lines.join('\n')}\n`);
+  }
+}

@@ -1,0 +1,69 @@
+// Exit codes, by what failed. Codes of errors that are not listed exit with 1.
+
+import type { ErrorCode } from '../index.js';
+import { Interruption } from './signals.js';
+import { UsageError } from './usage-error.js';
+
+export const exitCode = {
+  done: 0,
+  failed: 1,
+  usage: 2,
+  noSuchDevice: 3,
+  precondition: 4,
+  notPermitted: 5,
+  busy: 6,
+  unreachable: 7,
+  device: 8,
+} as const;
+
+type SystemCode =
+  | 'EACCES'
+  | 'EPERM'
+  | 'EADDRINUSE'
+  | 'EBUSY'
+  | 'ENOENT'
+  | 'ENOTDIR'
+  | 'ECONNREFUSED';
+
+const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
+  ERR_BDF_SYNTAX: exitCode.usage,
+  ERR_ARGUMENT: exitCode.usage,
+  ERR_NO_SUCH_DEVICE: exitCode.noSuchDevice,
+  ERR_NOT_TRANSITIONAL: exitCode.precondition,
+  ERR_BACKEND_UNAVAILABLE: exitCode.precondition,
+  ERR_NATIVE_LOAD: exitCode.precondition,
+  ERR_OWNER_NO_ADMIN_VQ: exitCode.precondition,
+  ERR_OWNER_FEATURES: exitCode.precondition,
+  ERR_VIRTIO_CAPABILITIES: exitCode.precondition,
+  ERR_ADMIN_UNSUPPORTED: exitCode.precondition,
+  ENOENT: exitCode.precondition,
+  ENOTDIR: exitCode.precondition,
+  EACCES: exitCode.notPermitted,
+  EPERM: exitCode.notPermitted,
+  ERR_DEVICE_BUSY: exitCode.busy,
+  EADDRINUSE: exitCode.busy,
+  EBUSY: exitCode.busy,
+  ECONNREFUSED: exitCode.unreachable,
+  ERR_DEVICE_GONE: exitCode.device,
+  ERR_OWNER_LOST: exitCode.device,
+  ERR_OWNER_RESET_TIMEOUT: exitCode.device,
+  ERR_ADMIN_TIMEOUT: exitCode.device,
+  ERR_ADMIN_STATUS: exitCode.device,
+  ERR_ADMIN_SHORT_RESULT: exitCode.device,
+  ERR_ADMIN_DEVICE: exitCode.device,
+};
+
+const deepestCause = 8;
+
+/** The first code in the chain of causes that says which kind of failure it is. */
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof UsageError) return exitCode.usage;
+  if (error instanceof Interruption) return error.exitCode;
+  let each = error;
+  for (let depth = 0; each instanceof Error && depth < deepestCause; depth += 1) {
+    const known = byCode[(each as { code?: unknown }).code as ErrorCode];
+    if (known !== undefined) return known;
+    each = each.cause;
+  }
+  return exitCode.failed;
+}
