@@ -1,42 +1,33 @@
-// The built package, as its users load it.
+// The built package (npm test builds it first), as its users load it: by its name.
 
 import { execFile } from 'node:child_process';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import test from 'ava';
+import * as source from '../lib/index.js';
 
-const root = fileURLToPath(new URL('..', import.meta.url));
-// Below the project, so that the build finds its dependencies.
-const folder = join(root, 'test-results', `package-${process.pid}`);
-const exec = promisify(execFile);
-
-test.before('build', async () => {
-  await mkdir(folder, { recursive: true });
-  const tsc = join(root, 'node_modules/typescript/bin/tsc');
-  const args = [tsc, '-p', join(root, 'tsconfig.json'), '--outDir', join(folder, 'dist')];
-  await exec(process.execPath, args, { cwd: root });
-});
-
-test.after.always('remove the build', () => rm(folder, { recursive: true, force: true }));
-
-async function run(name: string, code: string): Promise<string> {
-  const path = join(folder, name);
-  await writeFile(path, code);
-  return (await exec(process.execPath, ['--no-warnings', path])).stdout.trim();
+async function run(name: string): Promise<string> {
+  const path = fileURLToPath(new URL(`fixtures/${name}`, import.meta.url));
+  const options = { env: { ...process.env, NODE_OPTIONS: '' } };
+  const args = ['--no-warnings', path];
+  return (await promisify(execFile)(process.execPath, args, options)).stdout.trim();
 }
 
-const use = `
-  const error = new RetroVfError('ERR_CLOSED', 'x');
-  console.log(parseBdf('03:00.1'), error.code, typeof probe, typeof serve);`;
+const found = '0000:03:00.1 ERR_CLOSED function function function';
 
 test('a CommonJS program can require the package', async (t) => {
-  const code = `const { parseBdf, probe, serve, RetroVfError } = require('./dist/index.js');${use}`;
-  t.is(await run('program.cjs', code), '0000:03:00.1 ERR_CLOSED function function');
+  t.is(await run('use-package.cjs'), found);
 });
 
 test('an ES module can import the package', async (t) => {
-  const code = `import { parseBdf, probe, serve, RetroVfError } from './dist/index.js';${use}`;
-  t.is(await run('program.mjs', code), '0000:03:00.1 ERR_CLOSED function function');
+  t.is(await run('use-package.mjs'), found);
+});
+
+test('docs/api.md describes every value that the package exports', (t) => {
+  const docs = readFileSync(new URL('../docs/api.md', import.meta.url), 'utf8');
+  t.deepEqual(
+    Object.keys(source).filter((name) => !docs.includes(`\`${name}`)),
+    [],
+  );
 });

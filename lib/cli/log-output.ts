@@ -3,6 +3,7 @@
 import { Writable } from 'node:stream';
 import winston from 'winston';
 import { configureLogging, type LogLevel } from '../index.js';
+import { jsonLine } from './output/json.js';
 import { plain, type Styles } from './output/styles.js';
 import type { Terminal } from './output/terminal.js';
 
@@ -21,7 +22,9 @@ export function writeLog(
     level,
     transports: [new winston.transports.Stream({ stream })],
     format: json
-      ? winston.format.combine(winston.format.timestamp(), winston.format.json())
+      ? winston.format.printf((info) =>
+          jsonLine({ time: new Date().toISOString(), ...info }).trimEnd(),
+        )
       : winston.format.printf((info) => logLine(info, new Date(), stderr.styles)),
   });
 }
@@ -45,7 +48,8 @@ export function logLine(
 
 function shown(value: unknown): string {
   if (value instanceof Error) return JSON.stringify(value.message);
+  if (typeof value === 'bigint') return `0x${value.toString(16)}`;
   return typeof value === 'string' && /^[\w.:/@-]+$/.test(value)
     ? value
-    : plain(JSON.stringify(value) ?? String(value));
+    : plain(jsonLine(value).trimEnd());
 }

@@ -17,7 +17,7 @@ import {
   type NativeHistogram,
   type Presentation,
 } from '../../index.js';
-import { duration, hex, plural } from '../output/units.js';
+import { hex, plural } from '../output/units.js';
 import { Stage, StepFailed, type DemoStep, type Progress, type TraceLine } from './stage.js';
 import { commandText, tellingAccesses } from './trace.js';
 
@@ -98,10 +98,10 @@ async function play(stage: Stage, options: DemoOptions, found: Findings): Promis
   const gateway = await stage.step('dhcp', () => askForAddress(guest));
   found.ping = await stage.step('ping', () => pingGateway(guest, gateway, options.pings));
   found.control = await stage.step('control', () =>
-    measured(guest.measureControl(controlAccesses), 'reads of the device status'),
+    measured(guest.measureControl(controlAccesses), 'status reads'),
   );
   found.doorbell = await stage.step('doorbell', () =>
-    measured(guest.measureDoorbell(doorbells), 'notifications'),
+    measured(guest.measureDoorbell(doorbells), 'notify writes'),
   );
   const stats = host.stats().find((each) => each.bdf === bdf);
   if (stats !== undefined) {
@@ -113,7 +113,7 @@ async function play(stage: Stage, options: DemoOptions, found: Findings): Promis
 async function startSoftNic(stage: Stage) {
   const host = await SoftNicHost.create({ vfs, uplink: { kind: 'gateway' } });
   stage.defer(() => host.close());
-  const result = `an SR-IOV virtio-net device in software: PF ${host.owner}, ${vfs} VFs`;
+  const result = `SR-IOV virtio-net in software: PF ${host.owner}, ${vfs} VFs`;
   return { value: host, result };
 }
 
@@ -122,7 +122,7 @@ async function chooseMember(host: SoftNicHost, signal: AbortSignal) {
   const members = functions.filter(({ verdict }) => verdict.kind === 'unverified');
   const [first] = members;
   if (first === undefined) throw new Error('No VF of the SoftNIC can be transitional');
-  const result = `${plural(members.length, 'VF')} can be transitional if the owner agrees; takes ${first.bdf}`;
+  const result = `${plural(members.length, 'VF')} could be transitional; takes ${first.bdf}`;
   return { value: first.bdf, result };
 }
 
@@ -131,7 +131,7 @@ async function openOwner(stage: Stage, host: SoftNicHost, signal: AbortSignal) {
   const owner = await OwnerDevice.open(host, host.owner, { signal, onCommand });
   stage.defer(() => owner.close());
   const { opcodes } = await owner.negotiate({ signal });
-  const result = `${owner.bdf} is up with its admin queue, opcodes ${hex(opcodes)}`;
+  const result = `${owner.bdf} is up, its admin queue offers opcodes ${hex(opcodes)}`;
   const trace = ownCommands([opcode.listQuery, opcode.listUse]);
   return { value: owner, result, trace };
 }
@@ -150,9 +150,9 @@ async function openMember(
   const { notifyPlan: plan } = device;
   const notify =
     plan.kind === 'region'
-      ? `notify at BAR${plan.bar}+${hex(plan.offset)} of the ${plan.of}`
+      ? `notify at BAR${plan.bar}+${hex(plan.offset)} (${plan.of})`
       : 'notify by command';
-  const result = `${bdf} is member ${device.memberId}: ${device.bar0Size} bytes of I/O BAR0, ${notify}`;
+  const result = `${device.bar0Size} bytes of I/O BAR0, ${notify}`;
   return { value: device, result, trace: ownCommands([opcode.legacyNotifyInfo]) };
 }
 
@@ -169,7 +169,7 @@ async function attachGuest(stage: Stage, path: string) {
   stage.defer(() => guest.close());
   return {
     value: guest,
-    result: 'a virtio 0.9.5 driver on its own thread, its memory shared by fd',
+    result: 'virtio 0.9.5 driver on its own thread, shared memory',
   };
 }
 
@@ -179,7 +179,7 @@ async function enumerate(guest: LegacyGuest, host: SoftNicHost, device: Transiti
   const ids = (vendor: number | null, id: number | null, revision: number | null): string =>
     `${(vendor ?? 0).toString(16)}:${(id ?? 0).toString(16)} rev ${revision}`;
   const result =
-    `the guest sees ${ids(seen.vendor, seen.device, seen.revision)}, ` +
+    `guest sees ${ids(seen.vendor, seen.device, seen.revision)}, ` +
     `the VF is ${ids(own.vendor, own.device, own.revision)}`;
   return { value: undefined, result };
 }
@@ -196,8 +196,9 @@ async function startDriver(guest: LegacyGuest) {
 }
 
 async function askForAddress(guest: LegacyGuest) {
-  const { address, prefix, router } = await guest.dhcp(3000);
-  return { value: router, result: `${address}/${prefix}, router ${router}` };
+  const { address, prefix, router, server } = await guest.dhcp(3000);
+  const gateway = router ?? server;
+  return { value: gateway, result: `${address}/${prefix} from ${server}, gateway ${gateway}` };
 }
 
 async function pingGateway(guest: LegacyGuest, gateway: string, count: number) {
@@ -206,13 +207,13 @@ async function pingGateway(guest: LegacyGuest, gateway: string, count: number) {
   const value: PingResult = { sent, received, ...rtt };
   return {
     value,
-    result: `${sent} sent, ${received} answered, half of them in ${duration(rtt.p50)}`,
+    result: `${sent} sent, ${received} answered`,
   };
 }
 
 async function measured(measuring: Promise<GuestMeasurement>, what: string) {
   const value = await measuring;
-  return { value, result: `${value.count} ${what}, half of them in ${duration(value.p50)}` };
+  return { value, result: `${value.count} ${what}` };
 }
 
 async function stopDriver(guest: LegacyGuest) {

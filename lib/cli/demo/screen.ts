@@ -1,13 +1,14 @@
 // The demonstration on one screen of 100 columns: steps as they finish, then the numbers.
 
 import { chart } from '../output/histogram.js';
-import { padEnd, padStart, plain, type Styles } from '../output/styles.js';
+import { padEnd, padStart, plain, widthOf, wrap, type Styles } from '../output/styles.js';
 import type { Terminal } from '../output/terminal.js';
 import { duration } from '../output/units.js';
 import type { DemoReport } from './run-demo.js';
 import type { DemoStep, Progress } from './stage.js';
 
 const columns = 100;
+const indent = 14;
 const chartSize = { columns: 94, rows: 5 };
 const eraseLine = '\r\u001b[2K';
 
@@ -27,7 +28,7 @@ export class DemoScreen implements Progress {
 
   finished(step: DemoStep): void {
     if (this.#terminal.live) this.#terminal.write(eraseLine);
-    this.#print([this.#stepLine(step), ...this.#traceLines(step), ...this.#hintLines(step)]);
+    this.#print([...this.#stepLines(step), ...this.#traceLines(step), ...this.#hintLines(step)]);
   }
 
   end(report: DemoReport): void {
@@ -48,16 +49,20 @@ export class DemoScreen implements Progress {
     ];
   }
 
-  #stepLine({ name, ok, result, ms, accesses, commands }: DemoStep): string {
+  #stepLines({ name, ok, result, ms, accesses, commands }: DemoStep): string[] {
     const { good, bad, title, dim } = this.#style;
-    const mark = ok ? good('✔') : bad('✖');
     const effort = [
       ...(accesses > 0 ? [`${accesses} acc`] : []),
       ...(commands > 0 ? [`${commands} cmd`] : []),
     ].join(' → ');
-    const end = `${padStart(dim(effort), 20)} ${padStart(dim(`${ms.toFixed(1)} ms`), 10)}`;
-    const text = ` ${mark} ${padEnd(title(name), 10)} ${plain(result)}`;
-    return ok ? `${padEnd(text, columns - 31)}${end}` : text;
+    const end = `${padStart(dim(effort), 21)} ${padStart(dim(`${ms.toFixed(1)} ms`), 10)}`;
+    const mark = ok ? good('✔') : bad('✖');
+    const [first = '', ...rest] = wrap(plain(result), columns - indent - widthOf(end));
+    const start = padEnd(` ${mark} ${title(name)}`, indent) + first;
+    return [
+      padEnd(start, columns - widthOf(end)) + end,
+      ...rest.map((line) => ' '.repeat(indent) + line),
+    ];
   }
 
   #traceLines({ trace }: DemoStep): string[] {
