@@ -1,5 +1,5 @@
 // Turns what `retrovf demo` printed in colour into docs/demo.svg:
-//   FORCE_COLOR=1 npm run --silent demo | npx tsx docs/make-demo-svg.ts > docs/demo.svg
+//   FORCE_COLOR=1 node dist/cli/main.js demo | npx tsx docs/make-demo-svg.ts > docs/demo.svg
 
 import { text } from 'node:stream/consumers';
 
@@ -90,7 +90,7 @@ function shapes(run: Run, row: number): string[] {
 
   function bar(block: string, left: number): string {
     const height = ((block.charCodeAt(0) - 0x2580) / 8) * cell.height;
-    return `<rect x="${round(left)}" y="${round(top + cell.height - height)}" width="${cell.width}" height="${round(height)}" ${paint}/>`;
+    return `<rect x="${round(left)}" y="${round(top + cell.height - height)}" width="${cell.width + 0.3}" height="${round(height)}" ${paint}/>`;
   }
 }
 

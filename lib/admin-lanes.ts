@@ -49,6 +49,7 @@ interface Job {
 }
 
 interface Lane {
+  readonly member: number;
   current: Job | null;
   readonly waiting: Job[];
   pumping: boolean;
@@ -144,7 +145,7 @@ export class AdminLanes {
   #laneOf(member: number): Lane {
     let lane = this.#lanes.get(member);
     if (lane === undefined) {
-      lane = { current: null, waiting: [], pumping: false, retry: undefined };
+      lane = { member, current: null, waiting: [], pumping: false, retry: undefined };
       this.#lanes.set(member, lane);
     }
     return lane;
@@ -163,6 +164,7 @@ export class AdminLanes {
       this.#send(lane, job);
     }
     lane.pumping = false;
+    if (lane.current === null && lane.waiting.length === 0) this.#lanes.delete(lane.member);
   }
 
   #send(lane: Lane, job: Job): void {

@@ -130,14 +130,8 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
       completion = 'interrupt',
       onCommand,
     } = options;
-    for (const [name, value] of Object.entries({
-      commandTimeoutMs,
-      resetTimeoutMs,
-      healthIntervalMs,
-    })) {
-      if (!Number.isInteger(value) || value < 1 || value > 600_000) {
-        throw badArgument(name, value, 'a whole number of milliseconds from 1 to 600000');
-      }
+    for (const time of Object.entries({ commandTimeoutMs, resetTimeoutMs, healthIntervalMs })) {
+      checkMilliseconds(...time);
     }
     signal?.throwIfAborted();
     const address = parseBdf(bdf);
@@ -208,6 +202,8 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     options: { signal?: AbortSignal; timeoutMs?: number } = {},
   ): Promise<Buffer> {
     const { signal, timeoutMs } = options;
+    checkCommand(command);
+    if (timeoutMs !== undefined) checkMilliseconds('timeoutMs', timeoutMs);
     signal?.throwIfAborted();
     let cancel: (() => void) | undefined;
     const answer = new Promise<Buffer>((resolve, reject) => {
@@ -288,7 +284,7 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     this.#queue?.close();
     this.#queue = undefined;
     this.#capabilities = null;
-    const queue = attempt(this.bdf, () => {
+    attempt(this.bdf, () => {
       let bits = status.acknowledge;
       transport.setStatus(bits);
       bits |= status.driver;
@@ -302,20 +298,14 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
           accepted: transport.driverFeatures(),
         });
       }
-      const opened = this.#openQueue();
+      this.#openQueue();
       transport.setStatus(bits | status.driverOk);
-      return opened;
     });
-    this.#queue = queue;
-    const onBroken = (cause: RetroVfError): void => {
-      if (this.#lanes === lanes) this.#fail(this.#lossReason(cause), cause);
-    };
-    const lanes = new AdminLanes(this.bdf, queue, onBroken, this.#options.onCommand);
-    this.#lanes = lanes;
     await abortable(this.#negotiateEarly(), signal);
     this.#state = { kind: 'ready' };
     this.#health = setInterval(() => this.#checkHealth(), this.#options.healthIntervalMs).unref();
-    this.log.info('Owner device is up', { opcodes: this.#capabilities });
+    const opcodes = this.capabilities?.opcodes.toString(16) ?? 'none before its VFs are enabled';
+    this.log.info('Owner device is up', { opcodes });
   }
 
   #enableBusMaster(): void {
@@ -352,16 +342,24 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     this.#transport.setDriverFeatures(offered & wanted);
   }
 
-  #openQueue(): AdminQueue {
+  #openQueue(): void {
     const queues = this.#transport.adminQueues();
     if (queues === null) {
       throw ownerNoAdminQueue(this.bdf, 'its common configuration has no admin queue fields');
     }
     if (queues.count === 0) throw ownerNoAdminQueue(this.bdf, 'it counts 0 admin queues');
     const { completion } = this.#options;
-    return this.#transport.openAdminQueue({ index: queues.index, completion }, (id, code, result) =>
-      this.#lanes?.complete(id, code, result),
+    // Command ids start again with each queue, and the one before may still have answers under way:
+    // each queue speaks to its own lanes only.
+    const queue = this.#transport.openAdminQueue({ index: queues.index, completion }, (...answer) =>
+      lanes.complete(...answer),
     );
+    const onBroken = (cause: RetroVfError): void => {
+      if (this.#lanes === lanes) this.#fail(this.#lossReason(cause), cause);
+    };
+    const lanes = new AdminLanes(this.bdf, queue, onBroken, this.#options.onCommand);
+    this.#queue = queue;
+    this.#lanes = lanes;
   }
 
   /** Linux asks at once too; a device may refuse as long as VF Enable is clear. */
@@ -371,7 +369,6 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     } catch (error) {
       const qualifier = error instanceof RetroVfError ? error.detail['qualifier'] : undefined;
       if (qualifier !== 'INVALID_GROUP' && qualifier !== 'INVALID_MEMBER') throw error;
-      this.log.info('Owner device lists no commands before its VFs are enabled');
     }
   }
 
@@ -467,5 +464,24 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     this.#transport.close();
     this.#function.close();
     this.emit('closed');
+  }
+}
+
+function checkMilliseconds(name: string, value: number): void {
+  if (Number.isInteger(value) && value >= 1 && value <= 600_000) return;
+  throw badArgument(name, value, 'a whole number of milliseconds from 1 to 600000');
+}
+
+const maxResult = 65536;
+
+function checkCommand({ opcode: code, member, resultLength = 0 }: AdminCommand): void {
+  const numbers = [
+    ['opcode', code, 0xffff],
+    ['member', member, Number.MAX_SAFE_INTEGER],
+    ['resultLength', resultLength, maxResult],
+  ] as const;
+  for (const [name, value, most] of numbers) {
+    if (Number.isInteger(value) && value >= 0 && value <= most) continue;
+    throw badArgument(name, value, `a whole number from 0 to ${most}`);
   }
 }

@@ -225,6 +225,25 @@ test('a member may have 256 commands waiting, and no more', (t) => {
   t.deepEqual(log, ['b ERR_ADMIN_BACKLOG']);
 });
 
+test('who watches sees every command that ended, with its result or error', (t) => {
+  const queue = new FakeQueue();
+  const seen: unknown[] = [];
+  const lanes = new AdminLanes(
+    bdf,
+    queue,
+    () => {},
+    ({ command, result, error }) =>
+      seen.push([command.opcode, result && [...result], error?.code ?? null]),
+  );
+  queue.now.push(answer(0, 0, [7]), answer(22, 3));
+  lanes.run(legacyRead('common', 1, 0x12, 1), 1000, () => {});
+  lanes.run(legacyWrite('common', 1, 0x12, Buffer.of(1)), 1000, () => {});
+  t.deepEqual(seen, [
+    [3, [7], null],
+    [2, null, 'ERR_ADMIN_STATUS'],
+  ]);
+});
+
 test('a completion nobody asked for is ignored', (t) => {
   const { lanes, log } = setUp();
   lanes.complete(12345, null, answer());

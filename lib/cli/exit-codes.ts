@@ -28,7 +28,10 @@ type SystemCode =
 const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_BDF_SYNTAX: exitCode.usage,
   ERR_ARGUMENT: exitCode.usage,
+  ERR_SOFTNIC_CONFIG: exitCode.usage,
+  ERR_TOO_MANY_VFS: exitCode.usage,
   ERR_NO_SUCH_DEVICE: exitCode.noSuchDevice,
+  ERR_NO_SUCH_FUNCTION: exitCode.noSuchDevice,
   ERR_NOT_TRANSITIONAL: exitCode.precondition,
   ERR_BACKEND_UNAVAILABLE: exitCode.precondition,
   ERR_NATIVE_LOAD: exitCode.precondition,
@@ -36,13 +39,19 @@ const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_OWNER_FEATURES: exitCode.precondition,
   ERR_VIRTIO_CAPABILITIES: exitCode.precondition,
   ERR_ADMIN_UNSUPPORTED: exitCode.precondition,
+  ERR_SOCKET_PATH: exitCode.precondition,
+  ERR_UNSUPPORTED: exitCode.precondition,
   ENOENT: exitCode.precondition,
   ENOTDIR: exitCode.precondition,
   EACCES: exitCode.notPermitted,
   EPERM: exitCode.notPermitted,
+  ERR_BUSY: exitCode.busy,
   ERR_DEVICE_BUSY: exitCode.busy,
+  ERR_SOCKET_IN_USE: exitCode.busy,
   EADDRINUSE: exitCode.busy,
   EBUSY: exitCode.busy,
+  ERR_VFIO_USER_CONNECT: exitCode.unreachable,
+  ERR_VFIO_USER_TIMEOUT: exitCode.unreachable,
   ECONNREFUSED: exitCode.unreachable,
   ERR_DEVICE_GONE: exitCode.device,
   ERR_OWNER_LOST: exitCode.device,
@@ -51,6 +60,7 @@ const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_ADMIN_STATUS: exitCode.device,
   ERR_ADMIN_SHORT_RESULT: exitCode.device,
   ERR_ADMIN_DEVICE: exitCode.device,
+  ERR_ADMIN_QUEUE: exitCode.device,
 };
 
 const deepestCause = 8;

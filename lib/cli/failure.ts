@@ -15,12 +15,18 @@ export interface Failure {
 
 const deepest = 4;
 
+/** Hints in terms of the command line, where the library's are about its API. */
+const hints: Readonly<Record<string, string>> = {
+  ERR_BACKEND_UNAVAILABLE: 'Only the SoftNIC can be served by this version: use --softnic.',
+};
+
 export function describeFailure(error: unknown, depth = 0): Failure {
-  const { code, bdf, detail, hint, message, cause } = (
-    error instanceof Error ? error : { message: String(error) }
-  ) as Partial<Failure>;
+  const thrown = (error instanceof Error ? error : { message: String(error) }) as Partial<Failure>;
+  const { bdf, detail, message, cause } = thrown;
+  const code = typeof thrown.code === 'string' ? thrown.code : 'ERR_INTERNAL';
+  const hint = hints[code] ?? thrown.hint;
   return {
-    code: typeof code === 'string' ? code : 'ERR_INTERNAL',
+    code,
     message: message ?? '',
     ...(bdf === undefined ? {} : { bdf }),
     ...(detail === undefined ? {} : { detail }),
@@ -40,8 +46,11 @@ function failureLines(failure: Failure, style: Styles): string[] {
   const lines = [
     `${style.bad('retrovf:')} ${plain(failure.message)} ${style.dim(`(${failure.code})`)}`,
   ];
+  let said = failure.message;
   for (let cause = failure.cause; cause !== undefined; cause = cause.cause) {
-    lines.push(`  because: ${plain(cause.message)}`);
+    // Errors from native code cross as their own cause.
+    if (cause.message !== said) lines.push(`  because: ${plain(cause.message)}`);
+    said = cause.message;
   }
   if (failure.hint !== undefined) lines.push(`  ${style.warn('hint:')} ${plain(failure.hint)}`);
   return lines;

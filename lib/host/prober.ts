@@ -266,11 +266,14 @@ async function verify(
   for (const owner of owners) {
     const members = open.filter(({ subject }) => subject.info.physfn === owner);
     const ask = await openOwner(host, owner, signal);
-    for (const member of members) {
-      member.verdict =
-        ask.kind === 'failed' ? ask.verdict : await askOwner(ask.owner, member.subject, signal);
+    try {
+      for (const member of members) {
+        member.verdict =
+          ask.kind === 'failed' ? ask.verdict : await askOwner(ask.owner, member.subject, signal);
+      }
+    } finally {
+      if (ask.kind === 'opened') await ask.owner.close();
     }
-    if (ask.kind === 'opened') await ask.owner.close();
   }
 }
 

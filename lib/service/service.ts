@@ -1,6 +1,6 @@
 // Many devices: each owner opened once, each device on its own socket, one failure beside the others.
 
-import { nativeFailure, RetroVfError } from '../errors.js';
+import { closed, nativeFailure, RetroVfError } from '../errors.js';
 import { parseBdf, type Bdf } from '../host/bdf.js';
 import type { Host } from '../host/host.js';
 import { judge, readSubject } from '../host/prober.js';
@@ -56,6 +56,7 @@ export class Service {
   readonly #owners = new Map<Bdf, OwnerDevice>();
   readonly #served: Served[] = [];
   readonly #failures: ServiceFailure[] = [];
+  #adding: Promise<void> = Promise.resolve();
   #closing: Promise<void> | undefined;
 
   /** Use `serveAll`. */
@@ -77,21 +78,12 @@ export class Service {
   }
 
   /** Opens and serves one more device; a failure is recorded, an abort is thrown. */
-  async add(entry: ServiceEntry): Promise<void> {
-    const { signal } = this.#options;
-    signal?.throwIfAborted();
-    let device: Device | undefined;
-    try {
-      device = await this.#open(entry);
-      const { accessTimeoutMs } = this.#options;
-      const timeout = accessTimeoutMs === undefined ? {} : { accessTimeoutMs };
-      this.#served.push(serve(device, { path: entry.path, ...timeout }));
-    } catch (error) {
-      await device?.close();
-      signal?.throwIfAborted();
-      const failure = nativeFailure(error, entry.bdf);
-      this.#failures.push({ bdf: entry.bdf, path: entry.path, error: failure });
-    }
+  add(entry: ServiceEntry): Promise<void> {
+    if (this.#closing !== undefined) return Promise.reject(closed('The service'));
+    // One after another: two VFs of one PF must not open it twice.
+    const added = this.#adding.then(() => this.#add(entry));
+    this.#adding = added.catch(() => {});
+    return added;
   }
 
   /** Brings every failed owner up again; throws the first failure after all were tried. */
@@ -104,6 +96,7 @@ export class Service {
   /** Sockets first, then the VFs, the PFs last: closing a PF resets its VFs. */
   close(): Promise<void> {
     this.#closing ??= (async () => {
+      await this.#adding;
       const closing = [
         () => this.#served.map((served) => served.close()),
         () => this.#served.map((served) => served.device.close()),
@@ -122,6 +115,22 @@ export class Service {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  async #add(entry: ServiceEntry): Promise<void> {
+    const { signal, accessTimeoutMs } = this.#options;
+    signal?.throwIfAborted();
+    let device: Device | undefined;
+    try {
+      device = await this.#open(entry);
+      const timeout = accessTimeoutMs === undefined ? {} : { accessTimeoutMs };
+      this.#served.push(serve(device, { path: entry.path, ...timeout }));
+    } catch (error) {
+      await device?.close();
+      signal?.throwIfAborted();
+      const failure = nativeFailure(error, entry.bdf);
+      this.#failures.push({ bdf: entry.bdf, path: entry.path, error: failure });
+    }
   }
 
   async #open(entry: ServiceEntry): Promise<Device> {

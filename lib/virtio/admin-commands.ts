@@ -2,6 +2,8 @@
 // Interfaces"). All values are little-endian. Parts have their exact length: the general rule to pad
 // to 8 bytes cannot hold for the legacy commands, whose data length is the width of the access.
 
+import { badArgument } from '../errors.js';
+
 export const opcode = {
   listQuery: 0x00,
   listUse: 0x01,
@@ -82,6 +84,7 @@ export function legacyRead(
   offset: number,
   length: number,
 ): AdminCommand {
+  checkOffset(offset);
   return {
     opcode: space === 'common' ? opcode.legacyCommonRead : opcode.legacyDeviceRead,
     member,
@@ -98,6 +101,7 @@ export function legacyWrite(
   offset: number,
   data: Buffer,
 ): AdminCommand {
+  checkOffset(offset);
   const payload = Buffer.alloc(8 + data.length);
   payload.writeUInt8(offset, 0);
   payload.set(data, 8);
@@ -106,6 +110,11 @@ export function legacyWrite(
     member,
     data: payload,
   };
+}
+
+function checkOffset(offset: number): void {
+  if (Number.isInteger(offset) && offset >= 0 && offset <= 255) return;
+  throw badArgument('offset', offset, 'a whole number from 0 to 255');
 }
 
 const notifyEntrySize = 16;

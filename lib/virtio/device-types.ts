@@ -46,11 +46,11 @@ export const deviceTypes: readonly DeviceType[] = [
     modernId: 0x1042,
     fields: fields([
       // capacity, size_max, seg_max, geometry (cylinders, heads, sectors), blk_size
-      ...[8, 4, 4, 2, 1, 1, 4],
+      8, 4, 4, 2, 1, 1, 4,
       // topology (physical_block_exp, alignment_offset, min_io_size, opt_io_size), wce, num_queues
-      ...[1, 1, 2, 4, 1, -1, 2],
+      1, 1, 2, 4, 1, -1, 2,
       // discard (3), write zeroes (2 and may_unmap), secure erase (3), zoned (5 and model)
-      ...[4, 4, 4, 4, 4, 1, -3, 4, 4, 4, 4, 4, 4, 4, 4, 1],
+      4, 4, 4, 4, 4, 1, -3, 4, 4, 4, 4, 4, 4, 4, 4, 1,
     ]),
   },
   {

@@ -15,7 +15,7 @@ const size = { columns: 20, rows: 4 };
 test('the tallest column is where most samples are, and a single one is still seen', (t) => {
   const { rows } = chart(
     [
-      { ns: 1000, count: 999 },
+      { ns: 1000, count: 99 },
       { ns: 100_000, count: 1 },
     ],
     size,
@@ -39,6 +39,14 @@ test('the axis has its ticks where the values are, on a logarithmic scale', (t) 
   t.is(axis, '┬──┬──┬───┬──┬──┬──┬');
   t.true(labels.startsWith('1 µs'));
   t.true(labels.length <= 20);
+});
+
+test('the slowest few are counted, not drawn', (t) => {
+  const bulk = Array.from({ length: 100 }, (_, i) => ({ ns: 1000 + i, count: 100 }));
+  const { beyond, labels } = chart([...bulk, { ns: 1e9, count: 3 }], size);
+  t.is(beyond, 3);
+  t.notRegex(labels, / s$/);
+  t.is(chart(bulk, size).beyond, 0);
 });
 
 test('one bucket alone can be drawn, none can not', (t) => {

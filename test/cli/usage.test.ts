@@ -6,20 +6,20 @@ import test, { type ExecutionContext } from 'ava';
 import { commands } from '../../lib/cli/commands/index.js';
 import { exitOf, launch, retrovf, start } from './retrovf.js';
 
-test('--version prints the version of the package', async (t) => {
+test.serial('--version prints the version of the package', async (t) => {
   const { version } = JSON.parse(await readFile('package.json', 'utf8')) as { version: string };
   const { code, stdout, stderr } = await retrovf(['--version']);
   t.deepEqual({ code, stdout, stderr }, { code: 0, stdout: `${version}\n`, stderr: '' });
 });
 
-test('without arguments the help goes to stderr and the exit code is 2', async (t) => {
+test.serial('without arguments the help goes to stderr and the exit code is 2', async (t) => {
   const { code, stdout, stderr } = await retrovf([]);
   t.is(code, 2);
   t.is(stdout, '');
   t.regex(stderr, /^Usage: retrovf COMMAND/m);
 });
 
-test('the help names every command and every exit code', async (t) => {
+test.serial('the help names every command and every exit code', async (t) => {
   const { code, stdout } = await retrovf(['help']);
   t.is(code, 0);
   for (const { name, summary } of commands) {
@@ -30,7 +30,7 @@ test('the help names every command and every exit code', async (t) => {
   }
 });
 
-test('--help and help print the same, with every option and an example', async (t) => {
+test.serial('--help and help print the same, with every option and an example', async (t) => {
   for (const { name, options, examples } of commands) {
     const [asked, told] = await Promise.all([retrovf([name, '--help']), retrovf(['help', name])]);
     t.is(asked.code, 0);
@@ -41,7 +41,7 @@ test('--help and help print the same, with every option and an example', async (
   }
 });
 
-test('help fits 100 columns', async (t) => {
+test.serial('help fits 100 columns', async (t) => {
   for (const { name } of commands) {
     const { stdout } = await retrovf(['help', name]);
     for (const line of stdout.split('\n')) t.true(line.length <= 100, line);
@@ -60,66 +60,72 @@ const refused = test.macro(async (t: ExecutionContext, { args, says }: Refusal) 
   t.regex(stderr, says);
 });
 
-test('an unknown command is refused', refused, { args: ['sevre'], says: /No such command: sevre/ });
-test('an option in place of the command is refused', refused, {
+test.serial('an unknown command is refused', refused, {
+  args: ['sevre'],
+  says: /No such command: sevre/,
+});
+test.serial('an option in place of the command is refused', refused, {
   args: ['--json', 'probe'],
   says: /command comes before its options: --json/,
 });
-test('an unknown option is refused', refused, { args: ['probe', '--opne'], says: /'--opne'/ });
-test('an option without its value is refused', refused, {
+test.serial('an unknown option is refused', refused, {
+  args: ['probe', '--opne'],
+  says: /'--opne'/,
+});
+test.serial('an option without its value is refused', refused, {
   args: ['probe', '--sysfs'],
   says: /'--sysfs <value>' argument missing/,
 });
-test('an argument is refused where none is taken', refused, {
+test.serial('an argument is refused where none is taken', refused, {
   args: ['demo', 'now'],
   says: /Unexpected argument: now/,
 });
-test('a number past its bounds is refused', refused, {
+test.serial('a number past its bounds is refused', refused, {
   args: ['demo', '--pings', '0'],
   says: /--pings takes a number from 1 to 10000, not "0"/,
 });
-test('a number in another notation is refused', refused, {
+test.serial('a number in another notation is refused', refused, {
   args: ['demo', '--pings', '1e3'],
   says: /not "1e3"/,
 });
-test('a choice that does not exist is refused', refused, {
+test.serial('a choice that does not exist is refused', refused, {
   args: ['demo', '--presentation', 'modern'],
   says: /--presentation takes transitional, legacy, not "modern"/,
 });
-test('a text that is no PCI address is refused', refused, {
+test.serial('a text that is no PCI address is refused', refused, {
   args: ['probe', '1:2'],
   says: /"1:2" is not a PCI address/,
 });
-test('a SoftNIC option without --softnic is refused', refused, {
+test.serial('a SoftNIC option without --softnic is refused', refused, {
   args: ['probe', '--vfs', '2'],
   says: /--vfs needs --softnic/,
 });
-test('probe refuses --sysfs beside --softnic', refused, {
+test.serial('probe refuses --sysfs beside --softnic', refused, {
   args: ['probe', '--softnic', '--sysfs', '/sys'],
   says: /exclude each other/,
 });
-test('serve needs devices', refused, {
+test.serial('serve needs devices', refused, {
   args: ['serve', '--socket', '/tmp/a.sock'],
   says: /Give the VFs to serve, or --softnic/,
 });
-test('serve needs a place for its sockets', refused, {
+test.serial('serve needs a place for its sockets', refused, {
   args: ['serve', '--softnic'],
   says: /either --socket PATH or --socket-dir DIR/,
 });
-test('serve refuses one socket for two devices', refused, {
+test.serial('serve refuses one socket for two devices', refused, {
   args: ['serve', '--softnic', '--vfs', '2', '--socket', '/tmp/a.sock'],
   says: /--socket serves one device, not 2/,
 });
-test('serve refuses a device that is given twice', refused, {
+test.serial('serve refuses a device that is given twice', refused, {
   args: ['serve', '5e:00.1', '0000:5e:00.1', '--socket-dir', '/tmp'],
   says: /given twice/,
 });
-test('serve refuses an uplink that it does not know', refused, {
+test.serial('serve refuses an uplink that it does not know', refused, {
   args: ['serve', '--softnic', '--socket', '/tmp/a.sock', '--uplink', 'tap:'],
   says: /--uplink takes gateway, none, unix:PATH or tap:NAME, not "tap:"/,
 });
 
-test('with --json a usage error is an object on stderr', async (t) => {
+test.serial('with --json a usage error is an object on stderr', async (t) => {
   const { code, stdout, stderr } = await retrovf(['demo', '--json', '--pings', 'many']);
   t.is(code, 2);
   t.is(stdout, '');
@@ -130,7 +136,7 @@ test('with --json a usage error is an object on stderr', async (t) => {
   });
 });
 
-test('colour is for terminals, unless FORCE_COLOR asks for it', async (t) => {
+test.serial('colour is for terminals, unless FORCE_COLOR asks for it', async (t) => {
   const escape = '\u001b[';
   const [pipe, forced, refused] = await Promise.all([
     retrovf(['help']),
@@ -142,7 +148,7 @@ test('colour is for terminals, unless FORCE_COLOR asks for it', async (t) => {
   t.is(refused.stdout, pipe.stdout);
 });
 
-test('the program writes to its own streams and exits with the code', async (t) => {
+test.serial('the program writes to its own streams and exits with the code', async (t) => {
   const help = await start(['help']).ended;
   t.is(help.code, 0);
   t.is(help.stdout, (await retrovf(['help'])).stdout);
@@ -151,14 +157,14 @@ test('the program writes to its own streams and exits with the code', async (t) 
   t.regex(bad.stderr, /--pings takes/);
 });
 
-test('a reader that leaves early is no failure', async (t) => {
+test.serial('a reader that leaves early is no failure', async (t) => {
   const child = launch(['help']);
   child.stdout.destroy();
   const [stderr, exit] = await Promise.all([text(child.stderr), exitOf(child)]);
   t.deepEqual({ stderr, ...exit }, { stderr: '', code: 0, signal: null });
 });
 
-test('docs/cli.md has the help as it is; else run docs/make-cli-md.ts', async (t) => {
+test.serial('docs/cli.md has the help as it is; else run docs/make-cli-md.ts', async (t) => {
   const page = await readFile('docs/cli.md', 'utf8');
   t.true(page.includes((await retrovf(['help'])).stdout));
   for (const { name } of commands) {

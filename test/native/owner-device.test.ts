@@ -247,6 +247,21 @@ test('a lost owner is recovered once, however many ask', async (t) => {
   t.deepEqual(await owner.execute(readStatus()), Buffer.of(0));
 });
 
+test('late answers of the old admin queue are not taken for those of the new one', async (t) => {
+  // Command ids start again with each queue, and closing the old one completes what was stuck there.
+  const host = await softNic(t, { vfs: 16 });
+  const owner = await openOwner(t, host, { commandTimeoutMs: 100 });
+  const members = Array.from({ length: 16 }, (_, i) => i + 1);
+  for (let round = 0; round < 3; round += 1) {
+    host.inject({ kind: 'no-completion', opcode: 3, count: 16 });
+    await Promise.allSettled(members.map((member) => owner.execute(readStatus(member))));
+    await owner.recover();
+    host.inject({ kind: 'slow-completion', opcode: 2, delayMs: 20, count: 16 });
+    await Promise.all(members.map((member) => owner.execute(writeStatus(1, member))));
+    t.is(owner.state.kind, 'ready');
+  }
+});
+
 test('recovering an owner that is well does nothing', async (t) => {
   const owner = await openOwner(t, await softNic(t));
   const before = owner.stats().submitted;
@@ -321,6 +336,36 @@ test('closing rejects what is in flight and what comes later, and may be repeate
   await t.throwsAsync(owner.execute(readStatus()), { code: 'ERR_CLOSED' });
   await t.throwsAsync(owner.recover(), { code: 'ERR_CLOSED' });
   t.throws(() => owner.stats(), { code: 'ERR_CLOSED' });
+});
+
+const badCommand = test.macro({
+  title: (_, what: string) => `a command with ${what} is refused before it is sent`,
+  async exec(t, _what: string, make: () => AdminCommand, timeoutMs: number = 100) {
+    const owner = await openOwner(t, await softNic(t));
+    const before = owner.stats().submitted;
+    const run = async () => owner.execute(make(), { timeoutMs });
+    await t.throwsAsync(run(), { code: 'ERR_ARGUMENT' });
+    t.is(owner.stats().submitted, before);
+  },
+});
+test(badCommand, 'a negative member', () => readStatus(-1));
+test(badCommand, 'half a member', () => readStatus(0.5));
+test(badCommand, 'an offset above 255', () => legacyRead('common', 1, 256, 1));
+test(badCommand, 'a negative offset', () => legacyWrite('device', 1, -1, Buffer.of(0)));
+test(badCommand, 'a result of a gigabyte', () => legacyRead('device', 1, 0, 2 ** 30));
+test(badCommand, 'no time', () => readStatus(), 0);
+
+test('closing during a recovery waits for it, and the owner ends closed', async (t) => {
+  const host = await softNic(t);
+  const owner = await openOwner(t, host, { healthIntervalMs: 10 });
+  const lost = next(owner, 'lost');
+  host.inject({ kind: 'device-reset', bdf: host.owner });
+  await lost;
+  const recovering = owner.recover().catch(() => {});
+  await owner.close();
+  await recovering;
+  t.is(owner.state.kind, 'closed');
+  host.open(host.owner).close();
 });
 
 test('an owner that is lost can be closed', async (t) => {

@@ -254,6 +254,18 @@ test('a VF that does not qualify is served as plain passthrough, and says why', 
   );
 });
 
+test('devices added at once to one PF share its owner, and none is added to a closed service', async (t) => {
+  const host = await softNic(t, { vfs: 2 });
+  const socket = await socketFolder(t);
+  const all = await service(t, host, []);
+  const entries = [1, 2].map((n) => ({ bdf: memberOf(host, n), path: socket(`vf${n}`) }));
+  await Promise.all(entries.map((entry) => all.add(entry)));
+  t.deepEqual(all.failures, []);
+  t.is(all.owners.length, 1);
+  await all.close();
+  await t.throwsAsync(all.add(entries[0]!), { code: 'ERR_CLOSED' });
+});
+
 test('closing a service gives everything back and removes the sockets', async (t) => {
   const host = await softNic(t, { vfs: 2 });
   const socket = await socketFolder(t);

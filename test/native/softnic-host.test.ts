@@ -121,6 +121,16 @@ test('a probe with opening reports a PF that does not answer as owner-failed, an
   await openOwner(t, host);
 });
 
+test('an aborted probe with opening throws the signal’s reason and gives the PF back', async (t) => {
+  const host = await softNic(t);
+  host.inject({ kind: 'slow-completion', opcode: 3, delayMs: 300 });
+  const reason = new Error('enough');
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(reason), 100);
+  await t.throwsAsync(probe(host, { open: true, signal: controller.signal }), { is: reason });
+  await openOwner(t, host);
+});
+
 test('a probe of one VF reports it alone', async (t) => {
   const host = await softNic(t, { vfs: 4 });
   const { functions } = await probe(host, { bdf: memberOf(host, 3) });

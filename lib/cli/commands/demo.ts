@@ -1,4 +1,4 @@
-import type { GuestMeasurement } from '../../index.js';
+import type { NativeHistogram } from '../../index.js';
 import { defineCommand } from '../command.js';
 import { runDemo, type DemoReport } from '../demo/run-demo.js';
 import { DemoScreen } from '../demo/screen.js';
@@ -39,7 +39,9 @@ export const demoCommand = defineCommand({
   ],
   async run({ pings = 100, presentation = 'transitional' }, _operands, { stdout, json, signal }) {
     const screen = json ? undefined : new DemoScreen(stdout);
-    const report = await runDemo({ pings, presentation }, screen ?? silent, signal);
+    const report = await runDemo({ pings, presentation }, screen ?? silent, signal).finally(() =>
+      screen?.settle(),
+    );
     if (screen === undefined) stdout.write(jsonLine(summary(report)));
     else screen.end(report);
     return report.ok ? exitCode.done : exitCode.failed;
@@ -48,17 +50,16 @@ export const demoCommand = defineCommand({
 
 /** Without the hundreds of buckets that the picture is drawn from. */
 function summary(report: DemoReport): Record<string, unknown> {
-  const { control, doorbell, steps } = report;
+  const { ping, control, doorbell, steps } = report;
   return {
     ...report,
-    control: withoutBuckets(control),
-    doorbell: withoutBuckets(doorbell),
+    ping: ping && { sent: ping.sent, received: ping.received, ...times(ping) },
+    control: control && times(control),
+    doorbell: doorbell && times(doorbell),
     ...(report.ok ? {} : { failed: steps.find((step) => !step.ok)?.name }),
   };
 }
 
-function withoutBuckets(measurement: GuestMeasurement | null) {
-  if (measurement === null) return null;
-  const { buckets: _, ...rest } = measurement;
-  return rest;
+function times({ count, p50, p90, p99, max }: NativeHistogram) {
+  return { count, p50, p90, p99, max };
 }

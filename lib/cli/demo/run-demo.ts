@@ -68,6 +68,7 @@ export async function runDemo(
     }
     ok = false;
   }
+  stage.device = undefined;
   try {
     await stage.step('close', async () => {
       await stage.clear();
@@ -131,7 +132,7 @@ async function openOwner(stage: Stage, host: SoftNicHost, signal: AbortSignal) {
   const owner = await OwnerDevice.open(host, host.owner, { signal, onCommand });
   stage.defer(() => owner.close());
   const { opcodes } = await owner.negotiate({ signal });
-  const result = `${owner.bdf} is up, its admin queue offers opcodes ${hex(opcodes)}`;
+  const result = `${owner.bdf} is up, opcodes ${hex(opcodes)} in use`;
   const trace = ownCommands([opcode.listQuery, opcode.listUse]);
   return { value: owner, result, trace };
 }
@@ -187,7 +188,7 @@ async function enumerate(guest: LegacyGuest, host: SoftNicHost, device: Transiti
 async function startDriver(guest: LegacyGuest) {
   const { mac, linkUp, queueSizes, msix } = await guest.start();
   const accesses = guest.takeTrace();
-  const result = `${mac}, link ${linkUp ? 'up' : 'down'}, queues of ${queueSizes.join(' and ')}, ${msix ? 'MSI-X' : 'INTx'}`;
+  const result = `${mac}, link ${linkUp ? 'up' : 'down'}, ${queueSizes.length} queues of ${[...new Set(queueSizes)].join(' and ')}, ${msix ? 'MSI-X' : 'INTx'}`;
   return {
     value: undefined,
     result,

@@ -26,8 +26,13 @@ export class DemoScreen implements Progress {
     if (this.#terminal.live) this.#terminal.write(` ${this.#style.dim(`… ${name}`)}`);
   }
 
-  finished(step: DemoStep): void {
+  /** Takes the name of the step under way from the screen. */
+  settle(): void {
     if (this.#terminal.live) this.#terminal.write(eraseLine);
+  }
+
+  finished(step: DemoStep): void {
+    this.settle();
     this.#print([...this.#stepLines(step), ...this.#traceLines(step), ...this.#hintLines(step)]);
   }
 
@@ -36,15 +41,14 @@ export class DemoScreen implements Progress {
   }
 
   #heading(): string[] {
-    const { title, name, value, dim } = this.#style;
-    const arrow = (text: string): string => dim(`─ ${text} ─▶`);
+    const { title, name, dim } = this.#style;
     return [
       title('RetroVF: a virtio 0.9.5 guest on a modern SR-IOV virtio-net VF'),
       '',
-      ` ${name('legacy driver')} ${arrow('in/out')} ${value('BAR0')} ${arrow('vfio-user')} ${name('RetroVF')} ` +
-        `${arrow('admin command')} ${name('PF')} ${arrow('')} ${name('VF')}`,
-      `               ${dim('└──── notify ──▶')} ${dim('vfio-user')} ${dim('──▶')} ${name('doorbell')} ` +
-        `${dim('─── 16-bit store ─────────────▶')} ${name('VF')}`,
+      ` ${name('legacy driver')} ${dim('─┬─ registers ── vfio-user ─▶')} ${name('RetroVF')}  ` +
+        `${dim('─ admin commands ─▶')} ${name('PF')} ${dim('─▶')} ${name('VF')}`,
+      `                ${dim('└─ notify ───── vfio-user ─▶')} ${name('doorbell')} ` +
+        `${dim('─ 16-bit store ─────────▶')} ${name('VF')}`,
       '',
     ];
   }
@@ -69,8 +73,7 @@ export class DemoScreen implements Progress {
     const { value, name, dim } = this.#style;
     return trace.map(({ access, command, meaning }) => {
       const left = access === '' ? '' : `${padEnd(value(access), 29)} ${dim('→')} `;
-      const right = meaning === '' ? '' : `  ${dim(meaning)}`;
-      return `      ${left}${name(command)}${right}`;
+      return `      ${left}${padEnd(name(command), 44)}  ${dim(meaning)}`.trimEnd();
     });
   }
 
@@ -83,9 +86,9 @@ export class DemoScreen implements Progress {
     const { title } = this.#style;
     const rows: [string, string, { p50: number; p90: number; p99: number; max: number } | null][] =
       [
-        ['ping', 'gateway and back, through both virtqueues', ping],
-        ['control', 'register read, through TypeScript and the admin queue', control],
-        ['doorbell', 'notify write, through Rust only', doorbell],
+        ['ping', 'to the gateway and back, both virtqueues', ping],
+        ['control', 'register read: TypeScript, admin queue, device', control],
+        ['doorbell', 'notify write and its reply: Rust only', doorbell],
       ];
     const measured = rows.flatMap(([name, what, times]) => {
       if (times === null) return [];
@@ -105,10 +108,12 @@ export class DemoScreen implements Progress {
 
   #histogram({ doorbell }: DemoReport): string[] {
     if (doorbell === null) return [];
-    const { rows, axis, labels } = chart(doorbell.buckets, chartSize);
+    const { rows, axis, labels, beyond } = chart(doorbell.buckets, chartSize);
     const { good, dim } = this.#style;
+    const rest = beyond === 0 ? '' : `, ${beyond} slower ones not drawn`;
     return [
       '',
+      dim(` ${doorbell.count} doorbells by the time they took${rest}`),
       ...rows.map((row) => `   ${good(row.trimEnd())}`),
       `   ${dim(axis)}`,
       `   ${dim(labels)}`,

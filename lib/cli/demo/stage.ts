@@ -41,6 +41,11 @@ export class StepFailed extends Error {
   override readonly name = 'StepFailed';
 }
 
+class StepTimeout extends Error {
+  override readonly name = 'StepTimeout';
+  readonly code = 'ERR_STEP_TIMEOUT';
+}
+
 const longestStepMs = 10_000;
 
 export class Stage {
@@ -82,15 +87,15 @@ export class Stage {
       this.steps.push(step);
       this.#progress.finished(step);
     };
+    const limit = AbortSignal.timeout(longestStepMs);
     try {
-      const limit = AbortSignal.timeout(longestStepMs);
       const signal = AbortSignal.any([this.#signal, limit]);
       const { value, result, trace } = await abortable(work(signal), signal);
       finish({ ok: true, result, trace: trace?.(this.#commands) ?? [] });
       return value;
     } catch (error) {
       this.#signal.throwIfAborted();
-      const failure = describeFailure(error);
+      const failure = describeFailure(limit.aborted ? tookTooLong() : error);
       finish({ ok: false, result: failure.message, trace: [], error: failure });
       throw new StepFailed(name, { cause: error });
     }
@@ -114,4 +119,8 @@ export class Stage {
     const { controlReads, controlWrites, notifies } = this.device.stats().served;
     return controlReads + controlWrites + notifies;
   }
+}
+
+function tookTooLong(): StepTimeout {
+  return new StepTimeout(`The step took longer than ${longestStepMs / 1000} s`);
 }

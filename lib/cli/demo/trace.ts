@@ -11,14 +11,26 @@ interface Served {
   readonly commands: readonly CommandTrace[];
 }
 
-/** Accesses worth showing, by register and direction. */
-const telling: readonly { offset: number; write: boolean; value?: number; meaning: string }[] = [
+/** A kind of access worth showing. */
+interface Telling {
+  readonly offset: number;
+  readonly write: boolean;
+  readonly meaning: string;
+  readonly when?: (value: number) => boolean;
+}
+
+const telling: readonly Telling[] = [
   { offset: register.deviceFeatures, write: false, meaning: 'device features' },
   { offset: register.driverFeatures, write: true, meaning: 'driver features' },
   { offset: register.queueSize, write: false, meaning: 'queue size' },
-  { offset: register.queueAddress, write: true, meaning: 'ring at this page' },
-  { offset: register.status, write: true, value: 7, meaning: 'DRIVER_OK' },
-  { offset: register.status, write: true, value: 0, meaning: 'reset' },
+  {
+    offset: register.queueAddress,
+    write: true,
+    meaning: 'page of a ring',
+    when: (page) => page > 0,
+  },
+  { offset: register.status, write: true, meaning: 'DRIVER_OK', when: (status) => status === 7 },
+  { offset: register.status, write: true, meaning: 'reset', when: (status) => status === 0 },
 ];
 
 /** The first access of each telling kind, in the order in which they happened. */
@@ -27,12 +39,12 @@ export function tellingAccesses(
   commands: readonly CommandTrace[],
 ): TraceLine[] {
   const served = pair(accesses, commands);
-  const shown = telling.flatMap(({ offset, write, value, meaning }) => {
+  const shown = telling.flatMap(({ offset, write, when, meaning }) => {
     const at = served.findIndex(
       ({ access }) =>
         access.offset === offset &&
         access.write === write &&
-        (value === undefined || access.value === value),
+        (when === undefined || when(access.value)),
     );
     const found = served[at];
     return found === undefined ? [] : [{ at, found, meaning }];
@@ -91,9 +103,11 @@ export function commandText({ command, result, error }: CommandTrace): string {
   const bytes = bytesOf(command);
   switch (command.opcode) {
     case opcode.listQuery:
-      return `${name} = ${littleEndian(result)}`;
+      return `${name} = ${bitmap(result)}`;
     case opcode.listUse:
-      return `${name}(${littleEndian(command.data)})`;
+      return `${name}(${bitmap(command.data)})`;
+    case opcode.legacyNotifyInfo:
+      return `${name} = ${firstAddress(result)}`;
     case opcode.legacyCommonWrite:
     case opcode.legacyDeviceWrite:
       return `${name}(${command.data?.[0]},${bytes}) = ${littleEndian(command.data?.subarray(8))}`;
@@ -103,6 +117,19 @@ export function commandText({ command, result, error }: CommandTrace): string {
     default:
       return name;
   }
+}
+
+/** The first entry of LEGACY_NOTIFY_INFO. */
+function firstAddress(entries: Buffer | null): string {
+  if (entries === null || entries.length < 16) return '-';
+  const flags = entries.readUInt8(0);
+  const whose = flags === 2 ? 'member' : flags === 1 ? 'owner' : 'none';
+  return `${whose} BAR${entries.readUInt8(1)}+${hex(entries.readBigUInt64LE(8))}`;
+}
+
+function bitmap(bytes: Buffer | null | undefined): string {
+  const digits = littleEndian(bytes);
+  return digits === '-' ? digits : hex(BigInt(digits));
 }
 
 function littleEndian(bytes: Buffer | null | undefined): string {

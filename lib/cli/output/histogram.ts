@@ -11,6 +11,8 @@ export interface Chart {
   readonly rows: readonly string[];
   readonly axis: string;
   readonly labels: string;
+  /** Samples to the right of the axis. */
+  readonly beyond: number;
 }
 
 const blocks = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -20,10 +22,10 @@ export function chart(
   buckets: readonly Bucket[],
   { columns, rows }: { columns: number; rows: number },
 ): Chart {
-  const hit = buckets.filter(({ ns, count }) => ns > 0 && count > 0);
-  if (hit.length === 0) return { rows: [], axis: '', labels: '' };
-  const lowest = Math.min(...hit.map(({ ns }) => ns));
-  const highest = Math.max(...hit.map(({ ns }) => ns));
+  const { drawn, beyond } = split(buckets.filter(({ ns, count }) => ns > 0 && count > 0));
+  if (drawn.length === 0) return { rows: [], axis: '', labels: '', beyond };
+  const lowest = Math.min(...drawn.map(({ ns }) => ns));
+  const highest = Math.max(...drawn.map(({ ns }) => ns));
   // A tenth of a decade at least, so that one bucket alone has an axis too.
   const from = Math.log10(lowest);
   const span = Math.max(0.1, Math.log10(highest) - from);
@@ -31,11 +33,27 @@ export function chart(
     Math.min(columns - 1, Math.floor(((Math.log10(ns) - from) / span) * columns));
 
   const counts = Array.from({ length: columns }, () => 0);
-  for (const { ns, count } of hit) counts[columnOf(ns)] = (counts[columnOf(ns)] ?? 0) + count;
+  for (const { ns, count } of drawn) counts[columnOf(ns)] = (counts[columnOf(ns)] ?? 0) + count;
   return {
     rows: bars(counts, rows),
     ...ruler(columns, lowest, 10 ** (from + span), columnOf),
+    beyond,
   };
+}
+
+/** The slowest 0.2 % can lie decades away and would take the room of the rest. */
+const drawnShare = 0.998;
+
+function split(buckets: readonly Bucket[]): { drawn: Bucket[]; beyond: number } {
+  const sorted = buckets.toSorted((a, b) => a.ns - b.ns);
+  const total = sorted.reduce((sum, { count }) => sum + count, 0);
+  let seen = 0;
+  const drawn = sorted.filter(({ count }) => {
+    const earlier = seen;
+    seen += count;
+    return earlier < total * drawnShare;
+  });
+  return { drawn, beyond: total - drawn.reduce((sum, { count }) => sum + count, 0) };
 }
 
 function bars(counts: readonly number[], rows: number): string[] {

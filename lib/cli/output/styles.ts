@@ -19,7 +19,7 @@ export function styles(colour: boolean): Styles {
     Object.entries(codes).map(([name, [on, off]]) => [
       name,
       colour
-        ? (text: string) => `${escape}[${on}m${text}${escape}[${off}m`
+        ? (text: string) => text && `${escape}[${on}m${text}${escape}[${off}m`
         : (text: string) => text,
     ]),
   ) as Styles;
