@@ -6,7 +6,9 @@ use napi::bindgen_prelude::{AsyncTask, Buffer, ClassInstance, FnArgs, Function, 
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use retrovf_pci::{NotifyTarget, OverlayRow, QueueIndex, Region};
-use retrovf_vfio_user::{ControlKind, ControlAccess, ControlPlane, DeviceConfig, ServedDevice as Device};
+use retrovf_vfio_user::{
+    ControlAccess, ControlKind, ControlPlane, DeviceConfig, ServedDevice as Device,
+};
 use retrovf_virtio::CommandDoorbell;
 
 use crate::failure::{Failure, Result, Throw};
@@ -62,16 +64,38 @@ type Notify = (NotifyTarget, Option<Arc<CommandDoorbell>>);
 impl NotifyOptions<'_> {
     fn target(&self, queues: u16) -> std::result::Result<Notify, Failure> {
         match (self.kind.as_str(), self) {
-            ("region", Self { function: Some(f), region: Some(region), offset: Some(at), .. }) => {
-                let target = f.get()?.notify_target(Region(*region), whole(*at, "Notify offset")?)?;
+            (
+                "region",
+                Self {
+                    function: Some(f),
+                    region: Some(region),
+                    offset: Some(at),
+                    ..
+                },
+            ) => {
+                let target = f
+                    .get()?
+                    .notify_target(Region(*region), whole(*at, "Notify offset")?)?;
                 Ok((target, None))
             }
-            ("command", Self { queue: Some(queue), member: Some(member), .. }) => {
+            (
+                "command",
+                Self {
+                    queue: Some(queue),
+                    member: Some(member),
+                    ..
+                },
+            ) => {
                 let member = whole(*member, "Member id")?;
                 let doorbell = CommandDoorbell::new(queue.get()?, member, queues);
-                Ok((NotifyTarget::Device(Arc::clone(&doorbell) as _), Some(doorbell)))
+                Ok((
+                    NotifyTarget::Device(Arc::clone(&doorbell) as _),
+                    Some(doorbell),
+                ))
             }
-            (kind, _) => Err(Failure::invalid(format!("Notify target {kind:?} is incomplete"))),
+            (kind, _) => Err(Failure::invalid(format!(
+                "Notify target {kind:?} is incomplete"
+            ))),
         }
     }
 }
@@ -115,8 +139,16 @@ impl ControlPlane for JavaScript {
         };
         // Ids count up from 0 and stay below 2^53. If JavaScript is shutting down the call is
         // refused, and the session answers for itself at its deadline.
-        let args = (access.id as f64, write, access.offset as u32, length, data, access.msix_enabled);
-        self.0.call(args.into(), ThreadsafeFunctionCallMode::NonBlocking);
+        let args = (
+            access.id as f64,
+            write,
+            access.offset as u32,
+            length,
+            data,
+            access.msix_enabled,
+        );
+        self.0
+            .call(args.into(), ThreadsafeFunctionCallMode::NonBlocking);
     }
 }
 
@@ -128,14 +160,19 @@ pub struct ServedDevice {
 
 impl ServedDevice {
     pub fn get(&self) -> std::result::Result<&Arc<Device>, Failure> {
-        self.device.as_ref().ok_or_else(|| Failure::closed("The device"))
+        self.device
+            .as_ref()
+            .ok_or_else(|| Failure::closed("The device"))
     }
 }
 
 #[napi]
 impl ServedDevice {
     #[napi(constructor)]
-    pub fn new(options: ServedDeviceOptions<'_>, on_access: Function<'_, Access, ()>) -> Result<Self> {
+    pub fn new(
+        options: ServedDeviceOptions<'_>,
+        on_access: Function<'_, Access, ()>,
+    ) -> Result<Self> {
         Self::open(options, on_access).or_throw()
     }
 
@@ -146,7 +183,10 @@ impl ServedDevice {
         let misfit = |what| move |_| Failure::invalid(format!("{what} out of range"));
         let overlay = options.overlay.into_iter().map(TryInto::try_into);
         let queues = u16::try_from(options.queues.unwrap_or(0)).map_err(misfit("Queue count"))?;
-        let notify = options.notify.map(|notify| notify.target(queues)).transpose()?;
+        let notify = options
+            .notify
+            .map(|notify| notify.target(queues))
+            .transpose()?;
         let (notify, doorbell) = notify.map_or((None, None), |(target, bell)| (Some(target), bell));
         let config = DeviceConfig {
             member: Arc::clone(options.member.get()?),
@@ -167,7 +207,10 @@ impl ServedDevice {
             .build()
             .map_err(|error| Failure::invalid(error.reason.clone()))?;
         let device = Device::new(config, Arc::new(JavaScript(on_access)))?;
-        Ok(Self { device: Some(device), doorbell })
+        Ok(Self {
+            device: Some(device),
+            doorbell,
+        })
     }
 
     #[napi]
@@ -179,32 +222,48 @@ impl ServedDevice {
     #[napi]
     pub fn config_read(&self, offset: u32, length: u32) -> Result<Buffer> {
         let mut out = buffer_of(length).or_throw()?;
-        self.get().or_throw()?.config_read(offset as usize, &mut out).or_throw()?;
+        self.get()
+            .or_throw()?
+            .config_read(offset as usize, &mut out)
+            .or_throw()?;
         Ok(out.into())
     }
 
     #[napi]
     pub fn config_write(&self, offset: u32, data: Buffer) -> Result<()> {
-        self.get().or_throw()?.config_write(offset as usize, &data).or_throw()
+        self.get()
+            .or_throw()?
+            .config_write(offset as usize, &data)
+            .or_throw()
     }
 
     #[napi]
     pub fn region(&self, index: u32) -> Result<NativeRegionInfo> {
-        self.get().or_throw()?.region(Region(index)).map(Into::into).or_throw()
+        self.get()
+            .or_throw()?
+            .region(Region(index))
+            .map(Into::into)
+            .or_throw()
     }
 
     #[napi]
     pub fn region_read(&self, index: u32, offset: f64, length: u32) -> Result<Buffer> {
         let offset = whole(offset, "Offset").or_throw()?;
         let mut out = buffer_of(length).or_throw()?;
-        self.get().or_throw()?.region_read(Region(index), offset, &mut out).or_throw()?;
+        self.get()
+            .or_throw()?
+            .region_read(Region(index), offset, &mut out)
+            .or_throw()?;
         Ok(out.into())
     }
 
     #[napi]
     pub fn region_write(&self, index: u32, offset: f64, data: Buffer) -> Result<()> {
         let offset = whole(offset, "Offset").or_throw()?;
-        self.get().or_throw()?.region_write(Region(index), offset, &data).or_throw()
+        self.get()
+            .or_throw()?
+            .region_write(Region(index), offset, &data)
+            .or_throw()
     }
 
     #[napi(getter)]

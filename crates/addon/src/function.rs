@@ -14,7 +14,9 @@ const MAX_ACCESS: u32 = 1 << 20;
 
 pub fn buffer_of(length: u32) -> std::result::Result<Vec<u8>, Failure> {
     if length > MAX_ACCESS {
-        return Err(Failure::invalid(format!("An access of {length} bytes exceeds {MAX_ACCESS}")));
+        return Err(Failure::invalid(format!(
+            "An access of {length} bytes exceeds {MAX_ACCESS}"
+        )));
     }
     Ok(vec![0; length as usize])
 }
@@ -23,7 +25,9 @@ pub fn buffer_of(length: u32) -> std::result::Result<Vec<u8>, Failure> {
 pub fn whole(number: f64, what: &str) -> std::result::Result<u64, Failure> {
     // 2^53: what a JavaScript number holds exactly.
     if number.fract() != 0.0 || !(0.0..=9_007_199_254_740_992.0).contains(&number) {
-        return Err(Failure::invalid(format!("{what} {number} is not a whole number >= 0")));
+        return Err(Failure::invalid(format!(
+            "{what} {number} is not a whole number >= 0"
+        )));
     }
     Ok(number as u64)
 }
@@ -37,7 +41,11 @@ pub struct NativeRegionInfo {
 
 impl From<RegionInfo> for NativeRegionInfo {
     fn from(info: RegionInfo) -> Self {
-        Self { size: info.size as f64, readable: info.readable, writable: info.writable }
+        Self {
+            size: info.size as f64,
+            readable: info.readable,
+            writable: info.writable,
+        }
     }
 }
 
@@ -49,11 +57,16 @@ pub struct PciFunction {
 
 impl PciFunction {
     pub fn new(function: Arc<dyn Function>) -> Self {
-        Self { bdf: function.bdf().to_string(), function: Some(function) }
+        Self {
+            bdf: function.bdf().to_string(),
+            function: Some(function),
+        }
     }
 
     pub fn get(&self) -> std::result::Result<&Arc<dyn Function>, Failure> {
-        self.function.as_ref().ok_or_else(|| Failure::closed(&self.bdf))
+        self.function
+            .as_ref()
+            .ok_or_else(|| Failure::closed(&self.bdf))
     }
 }
 
@@ -73,32 +86,48 @@ impl PciFunction {
     #[napi]
     pub fn config_read(&self, offset: u32, length: u32) -> Result<Buffer> {
         let mut out = buffer_of(length).or_throw()?;
-        self.get().or_throw()?.config_read(offset as usize, &mut out).or_throw()?;
+        self.get()
+            .or_throw()?
+            .config_read(offset as usize, &mut out)
+            .or_throw()?;
         Ok(out.into())
     }
 
     #[napi]
     pub fn config_write(&self, offset: u32, data: Buffer) -> Result<()> {
-        self.get().or_throw()?.config_write(offset as usize, &data).or_throw()
+        self.get()
+            .or_throw()?
+            .config_write(offset as usize, &data)
+            .or_throw()
     }
 
     #[napi]
     pub fn region(&self, index: u32) -> Result<NativeRegionInfo> {
-        self.get().or_throw()?.region(Region(index)).map(Into::into).or_throw()
+        self.get()
+            .or_throw()?
+            .region(Region(index))
+            .map(Into::into)
+            .or_throw()
     }
 
     #[napi]
     pub fn region_read(&self, index: u32, offset: f64, length: u32) -> Result<Buffer> {
         let offset = whole(offset, "Offset").or_throw()?;
         let mut out = buffer_of(length).or_throw()?;
-        self.get().or_throw()?.region_read(Region(index), offset, &mut out).or_throw()?;
+        self.get()
+            .or_throw()?
+            .region_read(Region(index), offset, &mut out)
+            .or_throw()?;
         Ok(out.into())
     }
 
     #[napi]
     pub fn region_write(&self, index: u32, offset: f64, data: Buffer) -> Result<()> {
         let offset = whole(offset, "Offset").or_throw()?;
-        self.get().or_throw()?.region_write(Region(index), offset, &data).or_throw()
+        self.get()
+            .or_throw()?
+            .region_write(Region(index), offset, &data)
+            .or_throw()
     }
 
     #[napi]

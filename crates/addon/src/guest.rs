@@ -74,7 +74,10 @@ pub struct LegacyGuest {
 
 impl LegacyGuest {
     fn get(&self) -> Result<&Arc<Mutex<Guest>>> {
-        self.guest.as_ref().ok_or_else(|| Failure::closed("The guest")).or_throw()
+        self.guest
+            .as_ref()
+            .ok_or_else(|| Failure::closed("The guest"))
+            .or_throw()
     }
 
     fn step<T>(
@@ -85,7 +88,9 @@ impl LegacyGuest {
         T: Send + napi::bindgen_prelude::ToNapiValue + napi::bindgen_prelude::TypeName + 'static,
     {
         let guest = Arc::clone(self.get()?);
-        Ok(promise(move || work(&mut guest.lock().unwrap_or_else(PoisonError::into_inner))))
+        Ok(promise(move || {
+            work(&mut guest.lock().unwrap_or_else(PoisonError::into_inner))
+        }))
     }
 }
 
@@ -94,14 +99,19 @@ impl LegacyGuest {
     #[napi]
     pub fn connect(path: String, options: Option<ConnectOptions>) -> AsyncTask<Job<LegacyGuest>> {
         promise(move || {
-            let options = options.unwrap_or(ConnectOptions { shared_memory: None, msix: None });
+            let options = options.unwrap_or(ConnectOptions {
+                shared_memory: None,
+                msix: None,
+            });
             let options = GuestOptions {
                 shared_memory: options.shared_memory.unwrap_or(true),
                 msix: options.msix.unwrap_or(true),
                 ..GuestOptions::default()
             };
             let guest = Guest::connect(&path, options)?;
-            Ok::<_, retrovf_guest::Error>(LegacyGuest { guest: Some(Arc::new(Mutex::new(guest))) })
+            Ok::<_, retrovf_guest::Error>(LegacyGuest {
+                guest: Some(Arc::new(Mutex::new(guest))),
+            })
         })
     }
 

@@ -59,7 +59,10 @@ impl VfioUserServer {
             Arc::new(forward),
         )
         .or_throw()?;
-        Ok(Self { path: options.path, server: Arc::new(Mutex::new(Some(server))) })
+        Ok(Self {
+            path: options.path,
+            server: Arc::new(Mutex::new(Some(server))),
+        })
     }
 
     #[napi(getter)]

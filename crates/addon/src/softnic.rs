@@ -60,7 +60,8 @@ fn word(value: u32, what: &str) -> Checked<u16> {
 }
 
 fn bdf(text: &str) -> Checked<Bdf> {
-    text.parse().map_err(|error| Failure::new("ERR_BDF_SYNTAX", format!("{error}")))
+    text.parse()
+        .map_err(|error| Failure::new("ERR_BDF_SYNTAX", format!("{error}")))
 }
 
 fn mac(text: &str) -> Checked<[u8; 6]> {
@@ -68,7 +69,10 @@ fn mac(text: &str) -> Checked<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(syntax)?;
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2)
+            .ok_or_else(syntax)?;
         *byte = u8::from_str_radix(part, 16).map_err(|_| syntax())?;
     }
     parts.next().map_or(Ok(mac), |_| Err(syntax()))
@@ -90,13 +94,17 @@ fn config(options: SoftNicOptions) -> Checked<Config> {
         msix_vectors: number(options.msix_vectors, vectors, "MSI-X vectors")?,
         mac: options.mac.as_deref().map_or(Ok(defaults.mac), mac)?,
         uplink: options.uplink.map_or(Ok(defaults.uplink), uplink)?,
-        admin_opcodes: options.admin_opcodes.map_or(defaults.admin_opcodes, u64::from),
+        admin_opcodes: options
+            .admin_opcodes
+            .map_or(defaults.admin_opcodes, u64::from),
         notify: match options.notify.as_deref() {
             None | Some("member") => NotifyEntries::Member,
             Some("owner") => NotifyEntries::Owner,
             Some("none") => NotifyEntries::None,
             Some(other) => {
-                return Err(Failure::invalid(format!("Notify entries {other:?} are not known")))
+                return Err(Failure::invalid(format!(
+                    "Notify entries {other:?} are not known"
+                )))
             }
         },
     })
@@ -108,13 +116,18 @@ fn uplink(options: UplinkOptions) -> Checked<Uplink> {
         ("gateway", ..) => Ok(Uplink::Gateway),
         ("unix", Some(path), _) => Ok(Uplink::Unix(path.into())),
         ("tap", _, Some(name)) => Ok(Uplink::Tap(name)),
-        (kind, ..) => Err(Failure::invalid(format!("Uplink {kind:?} is incomplete or unknown"))),
+        (kind, ..) => Err(Failure::invalid(format!(
+            "Uplink {kind:?} is incomplete or unknown"
+        ))),
     }
 }
 
 fn fault(options: SoftNicFault) -> Checked<Fault> {
     let filter = CommandFilter {
-        opcode: options.opcode.map(|opcode| word(opcode, "Opcode")).transpose()?,
+        opcode: options
+            .opcode
+            .map(|opcode| word(opcode, "Opcode"))
+            .transpose()?,
         member: options.member.map(u64::from),
         count: options.count.unwrap_or(1),
     };
@@ -134,8 +147,14 @@ fn fault(options: SoftNicFault) -> Checked<Fault> {
             ),
         },
         "notify-info" => {
-            let entries = options.entries.as_deref().and_then(|bytes| bytes.try_into().ok());
-            Fault::NotifyInfo { filter, entries: entries.ok_or_else(|| missing("64 entry bytes"))? }
+            let entries = options
+                .entries
+                .as_deref()
+                .and_then(|bytes| bytes.try_into().ok());
+            Fault::NotifyInfo {
+                filter,
+                entries: entries.ok_or_else(|| missing("64 entry bytes"))?,
+            }
         }
         "device-reset" => Fault::DeviceReset { bdf: target()? },
         "function-gone" => Fault::FunctionGone { bdf: target()? },
@@ -150,7 +169,9 @@ pub struct SoftNic {
 
 impl SoftNic {
     fn get(&self) -> Checked<&Nic> {
-        self.nic.as_ref().ok_or_else(|| Failure::closed("The SoftNIC"))
+        self.nic
+            .as_ref()
+            .ok_or_else(|| Failure::closed("The SoftNIC"))
     }
 }
 
@@ -158,8 +179,12 @@ impl SoftNic {
 impl SoftNic {
     #[napi(constructor)]
     pub fn new(options: Option<SoftNicOptions>) -> Result<Self> {
-        let config = options.map_or_else(|| Ok(Config::default()), config).or_throw()?;
-        Ok(Self { nic: Some(Nic::new(config).or_throw()?) })
+        let config = options
+            .map_or_else(|| Ok(Config::default()), config)
+            .or_throw()?;
+        Ok(Self {
+            nic: Some(Nic::new(config).or_throw()?),
+        })
     }
 
     #[napi(getter)]
@@ -169,7 +194,13 @@ impl SoftNic {
 
     #[napi]
     pub fn members(&self) -> Result<Vec<String>> {
-        Ok(self.get().or_throw()?.members().iter().map(ToString::to_string).collect())
+        Ok(self
+            .get()
+            .or_throw()?
+            .members()
+            .iter()
+            .map(ToString::to_string)
+            .collect())
     }
 
     #[napi]
@@ -181,7 +212,9 @@ impl SoftNic {
     #[napi]
     pub fn open(&self, address: String) -> Result<PciFunction> {
         let address = bdf(&address).or_throw()?;
-        Ok(PciFunction::new(self.get().or_throw()?.open(address).or_throw()?))
+        Ok(PciFunction::new(
+            self.get().or_throw()?.open(address).or_throw()?,
+        ))
     }
 
     #[napi]

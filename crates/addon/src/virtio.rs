@@ -6,7 +6,9 @@ use std::time::Duration;
 use napi::bindgen_prelude::{BigInt, Buffer, FnArgs, Function, Status};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
-use retrovf_virtio::{AdminQueue as Queue, AdminQueueOptions, Completion, CompletionMode, Transport};
+use retrovf_virtio::{
+    AdminQueue as Queue, AdminQueueOptions, Completion, CompletionMode, Transport,
+};
 
 use crate::failure::{Failure, Result, Throw};
 use crate::function::{whole, PciFunction};
@@ -46,7 +48,9 @@ pub struct VirtioTransport {
 
 impl VirtioTransport {
     fn get(&self) -> std::result::Result<&Transport, Failure> {
-        self.transport.as_ref().ok_or_else(|| Failure::closed("The virtio transport"))
+        self.transport
+            .as_ref()
+            .ok_or_else(|| Failure::closed("The virtio transport"))
     }
 }
 
@@ -55,12 +59,18 @@ impl VirtioTransport {
     #[napi(constructor)]
     pub fn new(owner: &PciFunction) -> Result<Self> {
         let function = Arc::clone(owner.get().or_throw()?);
-        Ok(Self { transport: Some(Transport::open(function).or_throw()?) })
+        Ok(Self {
+            transport: Some(Transport::open(function).or_throw()?),
+        })
     }
 
     #[napi(getter)]
     pub fn num_queues(&self) -> Result<u32> {
-        self.get().or_throw()?.num_queues().map(u32::from).or_throw()
+        self.get()
+            .or_throw()?
+            .num_queues()
+            .map(u32::from)
+            .or_throw()
     }
 
     #[napi]
@@ -78,7 +88,11 @@ impl VirtioTransport {
 
     #[napi]
     pub fn device_features(&self) -> Result<BigInt> {
-        self.get().or_throw()?.device_features().map(BigInt::from).or_throw()
+        self.get()
+            .or_throw()?
+            .device_features()
+            .map(BigInt::from)
+            .or_throw()
     }
 
     #[napi]
@@ -92,12 +106,20 @@ impl VirtioTransport {
 
     #[napi]
     pub fn driver_features(&self) -> Result<BigInt> {
-        self.get().or_throw()?.driver_features().map(BigInt::from).or_throw()
+        self.get()
+            .or_throw()?
+            .driver_features()
+            .map(BigInt::from)
+            .or_throw()
     }
 
     #[napi]
     pub fn config_generation(&self) -> Result<u32> {
-        self.get().or_throw()?.config_generation().map(u32::from).or_throw()
+        self.get()
+            .or_throw()?
+            .config_generation()
+            .map(u32::from)
+            .or_throw()
     }
 
     #[napi]
@@ -109,7 +131,10 @@ impl VirtioTransport {
     #[napi]
     pub fn admin_queues(&self) -> Result<Option<AdminQueues>> {
         let queues = self.get().or_throw()?.admin_queues().or_throw()?;
-        Ok(queues.map(|(index, count)| AdminQueues { index: index.into(), count: count.into() }))
+        Ok(queues.map(|(index, count)| AdminQueues {
+            index: index.into(),
+            count: count.into(),
+        }))
     }
 
     #[napi]
@@ -135,7 +160,9 @@ impl VirtioTransport {
             None | Some("interrupt") => CompletionMode::Interrupt,
             Some("poll") => CompletionMode::Poll,
             Some(other) => {
-                return Err(Failure::invalid(format!("Completion {other:?} is not known")))
+                return Err(Failure::invalid(format!(
+                    "Completion {other:?} is not known"
+                )))
             }
         };
         let defaults = AdminQueueOptions::default();
@@ -159,7 +186,9 @@ impl VirtioTransport {
             on_complete.call(args.into(), ThreadsafeFunctionCallMode::NonBlocking);
         };
         let queue = self.get()?.create_admin_queue(options, Box::new(done))?;
-        Ok(AdminQueue { queue: Mutex::new(Some(queue)) })
+        Ok(AdminQueue {
+            queue: Mutex::new(Some(queue)),
+        })
     }
 
     #[napi]
