@@ -204,8 +204,7 @@ impl ServedDevice {
         let on_access = on_access
             .build_threadsafe_function()
             .weak::<true>()
-            .build()
-            .map_err(|error| Failure::invalid(error.reason.clone()))?;
+            .build()?;
         let device = Device::new(config, Arc::new(JavaScript(on_access)))?;
         Ok(Self {
             device: Some(device),

@@ -69,6 +69,13 @@ impl From<Failure> for napi::Error<Code> {
     }
 }
 
+impl From<napi::Error> for Failure {
+    /// napi-rs refuses to make a callback of what it was given.
+    fn from(error: napi::Error) -> Self {
+        Self::invalid(error.reason.clone())
+    }
+}
+
 macro_rules! coded {
     ($($error:ty),*) => {
         $(impl From<$error> for Failure {

@@ -8,7 +8,7 @@ use napi::bindgen_prelude::{FnArgs, Function, Status};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 
-use crate::failure::{Failure, Result, Throw};
+use crate::failure::{Result, Throw};
 
 type Line = FnArgs<(String, String, String)>;
 /// At most so many lines wait for the event loop.
@@ -62,7 +62,6 @@ pub fn set_logger(on_line: Function<'_, Line, ()>) -> Result<()> {
         .weak::<true>()
         .max_queue_size::<QUEUE>()
         .build()
-        .map_err(|error| Failure::invalid(error.reason.clone()))
         .or_throw()?;
     let bridge = BRIDGE.get_or_init(Bridge::default);
     if let Ok(mut slot) = bridge.sink.write() {

@@ -9,7 +9,7 @@ use napi_derive::napi;
 use retrovf_vfio_user::{Server, ServerEvent, ServerOptions};
 
 use crate::device::ServedDevice;
-use crate::failure::{Failure, Result, Throw};
+use crate::failure::{Result, Throw};
 use crate::job::{promise, Job};
 
 #[napi(object)]
@@ -42,7 +42,6 @@ impl VfioUserServer {
             .build_threadsafe_function()
             .max_queue_size::<QUEUE>()
             .build()
-            .map_err(|error| Failure::invalid(error.reason.clone()))
             .or_throw()?;
         let forward = move |event: ServerEvent| {
             let args = (event.kind().to_owned(), event.to_string());

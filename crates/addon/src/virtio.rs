@@ -152,10 +152,7 @@ impl VirtioTransport {
         on_complete: Function<'_, Done, ()>,
     ) -> std::result::Result<AdminQueue, Failure> {
         let misfit = |what| move |_| Failure::invalid(format!("{what} exceeds 65535"));
-        let on_complete: OnDone = on_complete
-            .build_threadsafe_function()
-            .build()
-            .map_err(|error| Failure::invalid(error.reason.clone()))?;
+        let on_complete: OnDone = on_complete.build_threadsafe_function().build()?;
         let completion = match options.completion.as_deref() {
             None | Some("interrupt") => CompletionMode::Interrupt,
             Some("poll") => CompletionMode::Poll,
