@@ -174,6 +174,8 @@ export interface NativeOverlayRow {
   forward: boolean;
   /** A function reset restores the initial value. */
   resets: boolean;
+  /** Bits, in the mask or not, that reset the function when a write sets them. */
+  flr: number;
 }
 
 /** Where notifications go. */

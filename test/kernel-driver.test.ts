@@ -23,6 +23,7 @@ import { LegacyRegisters } from '../lib/virtio/legacy-registers.js';
 import {
   configBytes,
   guestView,
+  le32,
   msixOffset,
   typeNamed,
   usualCapabilities,
@@ -325,6 +326,34 @@ test('kernel 6: after a reset I/O is disabled and BAR0 keeps its value', (t) => 
   view.reset();
   t.is(view.u32(0x10), 0x0000_c001);
   t.is(view.u16(0x04) & 1, 0);
+});
+
+test('kernel 6: a function level reset by the guest counts as a reset', (t) => {
+  const express = { offset: 0x40, id: 0x10, body: [2, 0, ...le32(1 << 28), 0, 0] };
+  const advanced = { offset: 0x60, id: 0x13, body: [6, 3, 0, 0] };
+  const config = configBytes([express, advanced]);
+  for (const [offset, data] of [
+    [0x48, [0x10, 0x80]],
+    [0x49, [0x80]],
+    [0x64, [1]],
+  ] as const) {
+    const view = guestView({ config });
+    view.write(0x04, [0x01]);
+    view.write(offset - 1, [0]);
+    t.is(view.u8(0x04) & 1, 1);
+    view.write(offset, data);
+    t.is(view.u8(0x04) & 1, 0, `bytes at 0x${offset.toString(16)}`);
+  }
+});
+
+test('kernel 6: bits of capabilities that offer no reset are nothing special', (t) => {
+  const express = { offset: 0x40, id: 0x10, body: [2, 0, ...le32(0), 0, 0] };
+  const advanced = { offset: 0x60, id: 0x13, body: [6, 1, 0, 0] };
+  const view = guestView({ config: configBytes([express, advanced]) });
+  view.write(0x04, [0x01]);
+  view.write(0x49, [0x80]);
+  view.write(0x64, [1]);
+  t.is(view.u8(0x04) & 1, 1);
 });
 
 test('unlike the kernel 6: after a reset the I/O bit also reads 0, as it acts', (t) => {

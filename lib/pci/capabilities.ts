@@ -17,8 +17,10 @@ export const configOffset = {
 export const command = { io: 1, memory: 2, busMaster: 4 } as const;
 export const statusCapabilities = 0x10;
 
-const msixId = 0x11;
 const vendorId = 0x09;
+const expressId = 0x10;
+const msixId = 0x11;
+const advancedFeaturesId = 0x13;
 const firstCapability = 0x40;
 const conventionalSize = 256;
 // As many as fit in 192 bytes at 4 bytes each.
@@ -87,6 +89,34 @@ export function findMsix(config: Uint8Array, list: CapabilityList): MsixCapabili
     table: place(found.offset + 4),
     pending: place(found.offset + 8),
   };
+}
+
+/** Where a function can be told to reset itself. */
+export interface ResetControl {
+  readonly offset: number;
+  readonly width: 1 | 2;
+  /** The bit to write. */
+  readonly bit: number;
+}
+
+/**
+ * The function level reset bits: Device Control of the PCI Express capability, and the control
+ * register of Advanced Features, each where its capability offers it.
+ */
+export function resetControls(config: Uint8Array, list: CapabilityList): ResetControl[] {
+  const view = viewOf(config);
+  const controls: ResetControl[] = [];
+  for (const { id, offset } of list.capabilities) {
+    if (id === expressId && offset + 10 <= config.length) {
+      const offered = (view.getUint32(offset + 4, true) & (1 << 28)) !== 0;
+      if (offered) controls.push({ offset: offset + 8, width: 2, bit: 0x8000 });
+    }
+    if (id === advancedFeaturesId && offset + 5 <= config.length) {
+      const offered = (byteAt(config, offset + 3) & 2) !== 0;
+      if (offered) controls.push({ offset: offset + 4, width: 1, bit: 1 });
+    }
+  }
+  return controls;
 }
 
 /** The virtio structure kinds that we look for. */

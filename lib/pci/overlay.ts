@@ -8,6 +8,7 @@ import {
   command,
   configOffset,
   isVirtioCapability,
+  resetControls,
   statusCapabilities,
   virtioCapabilityRanges,
   type CapabilityList,
@@ -56,6 +57,11 @@ export function transitionalOverlay(input: OverlayInput): NativeOverlayRow[] {
     constant(configOffset.subsystem, 2, input.type.virtioId),
     ...(input.intx ? [] : [constant(configOffset.interruptPin, 1, 0)]),
     ...msixRows(input.msix),
+    // The bits are the device's; what it forgets when they are set, the rows above forget too.
+    ...resetControls(input.config, input.list).map(({ offset, width, bit }) => ({
+      ...constant(offset, width, 0, 0),
+      flr: bit,
+    })),
     ...(input.presentation === 'legacy' ? hiddenCapabilities(input) : []),
   ];
 }
@@ -67,7 +73,7 @@ function constant(
   value: number,
   mask = 2 ** (8 * width) - 1,
 ): NativeOverlayRow {
-  return { offset, width, value, mask, writable: 0, forward: false, resets: false };
+  return { offset, width, value, mask, writable: 0, forward: false, resets: false, flr: 0 };
 }
 
 /**

@@ -111,6 +111,7 @@ export class ConfigView {
     writable: number;
     forward: number;
     resets: number;
+    flr: number;
   }[];
 
   constructor(device: Buffer, rows: readonly NativeOverlayRow[]) {
@@ -123,6 +124,7 @@ export class ConfigView {
       writable: 0,
       forward: 0,
       resets: 0,
+      flr: 0,
     }));
     for (const row of rows) {
       for (let i = 0; i < row.width; i += 1) {
@@ -135,6 +137,7 @@ export class ConfigView {
         byte.writable = (byte.writable & ~mask) | (part(row.writable) & mask);
         byte.forward = (byte.forward & ~mask) | (row.forward ? mask : 0);
         byte.resets = (byte.resets & ~mask) | (row.resets ? mask : 0);
+        byte.flr |= part(row.flr);
       }
     }
   }
@@ -150,12 +153,15 @@ export class ConfigView {
 
   /** What is left for the device goes into `device`, as if all of it were writable. */
   write(offset: number, data: Buffer | readonly number[]): void {
+    let resets = false;
     for (const [i, value] of [...data].entries()) {
       const byte = this.#bytes[offset + i]!;
+      resets ||= (value & byte.flr) !== 0;
       byte.value = (byte.value & ~byte.writable) | (value & byte.writable);
       const visible = (~byte.mask & 0xff) | byte.forward;
       if (visible !== 0) this.device[offset + i] = value & visible;
     }
+    if (resets) this.reset();
   }
 
   reset(): void {

@@ -131,6 +131,23 @@ test('a reset forgets the driver’s state and disables I/O space, and keeps BAR
   t.deepEqual(await device.bar0Read(status, 1), Buffer.of(0));
 });
 
+test('a reset by the guest, through the PCI Express capability, does the same', async (t) => {
+  const device = await openTransitional(t, await softNic(t));
+  const { capabilities } = walkCapabilities(device.configRead(0, 256));
+  const express = capabilities.find(({ id }) => id === 0x10)!.offset;
+  const msix = capabilities.find(({ id }) => id === 0x11)!.offset;
+  enable(device);
+  device.configWrite(0x10, Buffer.of(0, 0xc0, 0, 0));
+  device.configWrite(msix + 3, Buffer.of(0x80));
+  await device.bar0Write(status, Buffer.of(7));
+  device.configWrite(express + 8, Buffer.of(0, 0x80));
+  t.is(device.configRead(0x04, 1).readUInt8() & 5, 0);
+  t.is(device.configRead(0x10, 4).readUInt32LE(), 0xc001);
+  t.is(device.configRead(msix + 3, 1).readUInt8() & 0x80, 0);
+  enable(device);
+  t.deepEqual(await device.bar0Read(status, 1), Buffer.of(0));
+});
+
 test('presentation legacy shows no virtio capability, transitional shows them all', async (t) => {
   const host = await softNic(t, { vfs: 2 });
   const owner = await openOwner(t, host);

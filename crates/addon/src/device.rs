@@ -26,6 +26,7 @@ pub struct NativeOverlayRow {
     pub writable: u32,
     pub forward: bool,
     pub resets: bool,
+    pub flr: u32,
 }
 
 impl TryFrom<NativeOverlayRow> for OverlayRow {
@@ -41,6 +42,7 @@ impl TryFrom<NativeOverlayRow> for OverlayRow {
             writable: row.writable,
             forward: row.forward,
             resets: row.resets,
+            flr: row.flr,
         })
     }
 }

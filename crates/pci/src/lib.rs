@@ -25,5 +25,5 @@ pub use function::{Function, Region, RegionInfo};
 pub use irq::{Interrupt, IrqAction, IrqIndex, IrqInfo, IrqRequest, Vectors};
 pub use mapping::{MappedWord, SharedMemory};
 pub use notify::{Doorbell, NotifyTarget, QueueIndex};
-pub use overlay::{ConfigWrite, Overlay, OverlayRow};
+pub use overlay::{ConfigWrite, Overlay, OverlayRow, Written};
 pub use registers::Registers;

@@ -19,6 +19,8 @@ pub struct OverlayRow {
     pub forward: bool,
     /// A function reset gives the bits their initial value back.
     pub resets: bool,
+    /// Bits, in `mask` or not, that reset the function when a write sets them.
+    pub flr: u32,
 }
 
 /// The overlay, ready to be applied to accesses of any width, alignment and overlap.
@@ -39,6 +41,16 @@ struct ByteRow {
     writable: u8,
     forward: u8,
     resets: u8,
+    flr: u8,
+}
+
+/// What a write leaves to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// For the device, in order.
+    pub runs: Vec<ConfigWrite>,
+    /// Having seen them, the device has reset itself.
+    pub resets: bool,
 }
 
 /// What is left of a write for the device.
@@ -71,6 +83,7 @@ impl Overlay {
                 byte.writable = byte.writable & !mask | part(row.writable) & mask;
                 byte.forward = byte.forward & !mask | if row.forward { mask } else { 0 };
                 byte.resets = byte.resets & !mask | if row.resets { mask } else { 0 };
+                byte.flr |= part(row.flr);
             }
         }
         let msix_control = msix
@@ -94,15 +107,17 @@ impl Overlay {
         }
     }
 
-    /// Takes a write, and returns the runs of bytes that the device has to see.
-    pub fn write(&self, offset: usize, data: &[u8]) -> Vec<ConfigWrite> {
+    /// Takes a write, and returns what the device has to see of it.
+    pub fn write(&self, offset: usize, data: &[u8]) -> Written {
         let mut runs: Vec<ConfigWrite> = Vec::new();
+        let mut resets = false;
         for (at, (row, byte)) in self.bytes.iter().skip(offset).zip(data).enumerate() {
             if row.writable != 0 {
                 let kept = row.value.load(Ordering::Relaxed) & !row.writable;
                 row.value
                     .store(kept | byte & row.writable, Ordering::Relaxed);
             }
+            resets |= byte & row.flr != 0;
             let visible = !row.mask | row.forward;
             if visible == 0 {
                 continue;
@@ -117,7 +132,7 @@ impl Overlay {
                 }),
             }
         }
-        runs
+        Written { runs, resets }
     }
 
     /// What a function reset does to the overlay.
@@ -126,6 +141,13 @@ impl Overlay {
             let kept = row.value.load(Ordering::Relaxed) & !row.resets;
             row.value
                 .store(kept | row.initial & row.resets, Ordering::Relaxed);
+        }
+    }
+
+    /// Clears the guest's MSI-X enable bit: nobody is left to take the interrupts.
+    pub fn disable_msix(&self) {
+        if let Some(row) = self.msix_control.and_then(|at| self.bytes.get(at)) {
+            row.value.fetch_and(!MSIX_ENABLE, Ordering::Relaxed);
         }
     }
 
@@ -141,17 +163,20 @@ impl Overlay {
 
     /// The MSI-X enable bit as the guest sees it.
     pub fn msix_enabled(&self) -> bool {
-        let enable = (pci::MSIX_CONTROL_ENABLE >> 8) as u8;
         self.msix_control
-            .is_some_and(|at| self.bytes[at].value.load(Ordering::Relaxed) & enable != 0)
+            .is_some_and(|at| self.bytes[at].value.load(Ordering::Relaxed) & MSIX_ENABLE != 0)
     }
 }
+
+/// In the upper byte of the MSI-X capability's control register.
+const MSIX_ENABLE: u8 = (pci::MSIX_CONTROL_ENABLE >> 8) as u8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MSIX: u16 = 0x40;
+    const DEVCTL: u16 = 0x58;
 
     fn overlay() -> Overlay {
         let row = |offset, width, value, mask, writable| OverlayRow {
@@ -162,6 +187,7 @@ mod tests {
             writable,
             forward: false,
             resets: true,
+            flr: 0,
         };
         let rows = [
             row(2, 2, 0x1000, 0xffff, 0),
@@ -171,6 +197,10 @@ mod tests {
                 ..row(0x10, 4, 1, 0xffff_ffff, 0xffff_ffe0)
             },
             row(MSIX + 2, 2, 0, 0xc000, 0xc000),
+            OverlayRow {
+                flr: 0x8000,
+                ..row(DEVCTL, 2, 0, 0, 0)
+            },
         ];
         Overlay::new(256, &rows, Some(MSIX)).unwrap()
     }
@@ -196,7 +226,7 @@ mod tests {
     #[test]
     fn sizing_an_io_bar_of_32_bytes_reads_ffffffe1() {
         let overlay = overlay();
-        assert_eq!(overlay.write(0x10, &[0xff; 4]), []);
+        assert_eq!(overlay.write(0x10, &[0xff; 4]).runs, []);
         let mut out = [0; 4];
         overlay.read(0x10, &mut out);
         assert_eq!(u32::from_le_bytes(out), 0xffff_ffe1);
@@ -208,7 +238,7 @@ mod tests {
         assert!(!overlay.io_enabled());
         let forwarded = overlay.write(4, &[0x07, 0x04]);
         assert_eq!(
-            forwarded,
+            forwarded.runs,
             [ConfigWrite {
                 offset: 4,
                 data: vec![0x06, 0x04]
@@ -226,12 +256,35 @@ mod tests {
         assert!(overlay.msix_enabled());
         overlay.reset();
         assert!(!overlay.msix_enabled());
+        overlay.write(usize::from(MSIX) + 2, &[0, 0xc0]);
+        overlay.disable_msix();
+        assert!(!overlay.msix_enabled());
+        let mut control = [0; 2];
+        overlay.read(usize::from(MSIX) + 2, &mut control);
+        assert_eq!(control, [0, 0x40], "the mask bit is not the enable bit");
+    }
+
+    #[test]
+    fn a_write_that_sets_the_flr_bit_reaches_the_device_and_says_so() {
+        let overlay = overlay();
+        let devctl = usize::from(DEVCTL);
+        for (at, data) in [
+            (devctl, &[0x10, 0x80][..]),
+            (devctl + 1, &[0x80]),
+            (devctl - 2, &[0; 8][..3]),
+        ] {
+            let written = overlay.write(at, data);
+            assert_eq!(written.resets, data.contains(&0x80), "{data:x?} at {at:#x}");
+            let data = data.to_vec();
+            assert_eq!(written.runs, [ConfigWrite { offset: at, data }]);
+        }
     }
 
     #[test]
     fn a_write_over_our_bytes_reaches_the_device_in_runs_around_them() {
         let overlay = overlay();
-        let runs = overlay.write(0x0e, &[9; 8]);
+        let Written { runs, resets } = overlay.write(0x0e, &[9; 8]);
+        assert!(!resets);
         assert_eq!(
             runs,
             [
@@ -257,6 +310,7 @@ mod tests {
             writable: 0,
             forward: false,
             resets: false,
+            flr: 0,
         };
         assert_eq!(Overlay::new(256, &[row], None).unwrap_err(), row);
     }

@@ -143,11 +143,16 @@ impl ServedDevice {
         Ok(())
     }
 
-    /// Writes configuration space through the overlay.
+    /// Writes configuration space through the overlay. A write that makes the function reset itself
+    /// resets the overlay as well.
     pub fn config_write(&self, offset: usize, data: &[u8]) -> Result<()> {
         self.check_config(offset, data.len())?;
-        for run in self.overlay.write(offset, data) {
+        let written = self.overlay.write(offset, data);
+        for run in written.runs {
             self.member.config_write(run.offset, &run.data)?;
+        }
+        if written.resets {
+            self.overlay.reset();
         }
         Ok(())
     }
@@ -252,6 +257,9 @@ impl ServedDevice {
                 report("Disabling interrupts", self.member.set_irqs(request));
             }
         }
+        // The interrupts are gone, so the bit would tell the next client's guest a lie, and move the
+        // device's own registers under it.
+        self.overlay.disable_msix();
         report("Unmapping memory", self.member.dma_unmap_all());
     }
 

@@ -222,6 +222,7 @@ pub(crate) fn row(offset: usize, width: u8, value: u32, mask: u32, writable: u32
         writable,
         forward: false,
         resets: true,
+        flr: 0,
     }
 }
 

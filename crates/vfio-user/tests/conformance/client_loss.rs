@@ -6,7 +6,7 @@ use std::time::Duration;
 use retrovf_pci::DmaAccess;
 use retrovf_vfio_user::wire::*;
 
-use crate::fixture::{eventfd, memory_file, message, Rig, Setup};
+use crate::fixture::{eventfd, memory_file, message, Rig, Setup, MSIX};
 
 #[test]
 fn dma_interrupts_and_bus_mastering_are_off_and_the_devices_state_is_kept() {
@@ -14,6 +14,9 @@ fn dma_interrupts_and_bus_mastering_are_off_and_the_devices_state_is_kept() {
     let mut client = rig.guest();
     client.region_write(7, 0x10, &[0, 0xc0, 0, 0]).unwrap();
     client.region_write(4, 0x20, b"kept").unwrap();
+    let control = u64::from(MSIX) + 2;
+    client.region_write(7, control, &[0, 0x80]).unwrap();
+    assert!(rig.device.msix_enabled());
     let file = memory_file(4096);
     client
         .dma_map(0, 4096, DmaAccess::READ_WRITE, Some((file.as_fd(), 0)))
@@ -42,6 +45,8 @@ fn dma_interrupts_and_bus_mastering_are_off_and_the_devices_state_is_kept() {
     assert_eq!(u32::from_le_bytes(out), 0xc001);
     next.region_read(7, 4, &mut out[..2]).unwrap();
     assert_eq!(out[..2], [3, 0]);
+    next.region_read(7, control, &mut out[..2]).unwrap();
+    assert_eq!(out[..2], [4, 0], "MSI-X without anybody to take it");
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn a_description_that_no_client_could_use_is_refused_with_its_reason() {
         writable: 0,
         forward: false,
         resets: false,
+        flr: 0,
     };
     let reason = refused(|config| config.overlay = vec![row]);
     assert!(reason.contains("254"), "{reason}");

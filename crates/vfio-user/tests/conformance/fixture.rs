@@ -19,6 +19,8 @@ use retrovf_vfio_user::{
 
 /// Offset of the MSI-X capability in the recorded function.
 pub(crate) const MSIX: u16 = 0x98;
+/// Offset of the recorded function's PCI Express device control.
+pub(crate) const DEVCTL: u16 = 0x88;
 /// Size of its BAR4.
 pub(crate) const BAR4_SIZE: u64 = 0x4000;
 
@@ -257,6 +259,7 @@ fn overlay() -> Vec<OverlayRow> {
         writable,
         forward: false,
         resets: true,
+        flr: 0,
     };
     vec![
         row(0x02, 2, 0x1000, 0xffff, 0),
@@ -264,6 +267,10 @@ fn overlay() -> Vec<OverlayRow> {
         row(0x08, 1, 0, 0xff, 0),
         row(0x10, 4, 1, 0xffff_ffff, 0xffff_ffe0),
         row(MSIX + 2, 2, 4, 0xc7ff, 0xc000),
+        OverlayRow {
+            flr: 0x8000,
+            ..row(DEVCTL, 2, 0, 0, 0)
+        },
     ]
 }
 

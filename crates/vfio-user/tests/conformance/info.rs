@@ -1,8 +1,9 @@
 //! GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, DEVICE_RESET, and commands that are not there.
 
+use retrovf_pci::Function;
 use retrovf_vfio_user::wire::*;
 
-use crate::fixture::{errno, message, Rig, Setup, BAR4_SIZE};
+use crate::fixture::{errno, message, Rig, Setup, BAR4_SIZE, DEVCTL, MSIX};
 
 #[test]
 fn the_device_is_a_resettable_pci_function_of_9_regions_and_5_irqs() {
@@ -62,6 +63,25 @@ fn irq_flags_are_those_of_the_function() {
     let intx = IRQ_EVENTFD | IRQ_MASKABLE | IRQ_AUTOMASKED;
     assert_eq!(irqs, [(1, intx), (0, 1), (5, 1), (1, 1), (1, 1)]);
     assert_eq!(errno(client.irq_info(5)), libc::EINVAL);
+}
+
+#[test]
+fn a_reset_by_the_guest_clears_what_a_reset_by_the_client_does() {
+    let rig = Rig::new(Setup::default());
+    let mut client = rig.guest();
+    client
+        .region_write(7, u64::from(MSIX) + 3, &[0x80])
+        .unwrap();
+    let devctl = u64::from(DEVCTL);
+    client.region_write(7, devctl, &[0x10, 0]).unwrap();
+    assert!(rig.device.io_enabled() && rig.device.msix_enabled());
+    client.region_write(7, devctl, &[0x10, 0x80]).unwrap();
+    assert!(!rig.device.io_enabled() && !rig.device.msix_enabled());
+    let mut seen = [0; 2];
+    rig.recorder
+        .config_read(devctl as usize, &mut seen)
+        .unwrap();
+    assert_eq!(seen, [0x10, 0x80], "the function does the reset itself");
 }
 
 #[test]
