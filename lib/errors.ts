@@ -170,6 +170,11 @@ export const errorCodes = {
     meaning: 'The region cannot be mapped into this process.',
     hint: 'Access it with region reads and writes.',
   },
+  ERR_NOT_PERMITTED: {
+    origin: 'native',
+    meaning: 'The system does not permit this to the user that runs the process.',
+    hint: 'Give that user access to what the message names, or run as another user.',
+  },
   ERR_NOT_TRANSITIONAL: {
     origin: 'lib',
     meaning: 'The function cannot be presented as a transitional device.',

@@ -43,6 +43,7 @@ const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_UNSUPPORTED: exitCode.precondition,
   ENOENT: exitCode.precondition,
   ENOTDIR: exitCode.precondition,
+  ERR_NOT_PERMITTED: exitCode.notPermitted,
   EACCES: exitCode.notPermitted,
   EPERM: exitCode.notPermitted,
   ERR_BUSY: exitCode.busy,

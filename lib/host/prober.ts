@@ -190,6 +190,7 @@ export function verdictOfOwnerFailure(owner: Bdf, error: unknown): Passthrough {
     case 'ERR_DEVICE_BUSY':
     case 'ERR_DEVICE_GONE':
     case 'ERR_IO':
+    case 'ERR_NOT_PERMITTED':
     case 'ERR_NATIVE_LOAD':
       return passthrough(
         'owner-no-access',

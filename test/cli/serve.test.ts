@@ -74,6 +74,13 @@ test.serial(
   },
 );
 
+test.serial('a socket where nobody may make one ends it with 5', async (t) => {
+  const { code, stderr } = await serve(t, '--socket', '/sys/retrovf.sock', '--json').ended;
+  t.is(code, 5);
+  const failure = stderr.split('\n').find((line) => line.includes('ERR_NOT_PERMITTED'));
+  t.like(JSON.parse(failure ?? '{}'), { code: 'ERR_NOT_PERMITTED' }, stderr);
+});
+
 const endsWell = test.macro(async (t: ExecutionContext, signal: NodeJS.Signals) => {
   const dir = await folder(t);
   const running = serve(t, '--socket', join(dir, 'a.sock'));

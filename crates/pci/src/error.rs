@@ -97,7 +97,16 @@ impl Error {
             Self::DmaFault { .. } => "ERR_DMA_FAULT",
             Self::Gone { .. } => "ERR_DEVICE_GONE",
             Self::Unsupported { .. } => "ERR_UNSUPPORTED",
-            Self::Io { .. } => "ERR_IO",
+            Self::Io { source, .. } => io_code(source),
         }
+    }
+}
+
+/// The code of a failed system call: whoever may not do something needs other help than whoever
+/// met a failure.
+pub fn io_code(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "ERR_NOT_PERMITTED",
+        _ => "ERR_IO",
     }
 }

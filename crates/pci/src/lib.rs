@@ -20,7 +20,7 @@ mod registers;
 
 pub use bdf::{Bdf, BdfSyntax};
 pub use dma::{DmaAccess, DmaBacking, DmaMapping, DmaSpace, RemoteMemory};
-pub use error::{Error, Result};
+pub use error::{io_code, Error, Result};
 pub use function::{Function, Region, RegionInfo};
 pub use irq::{Interrupt, IrqAction, IrqIndex, IrqInfo, IrqRequest, Vectors};
 pub use mapping::{MappedWord, SharedMemory};

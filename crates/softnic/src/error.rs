@@ -53,7 +53,7 @@ impl Error {
             Self::Gone { .. } => "ERR_DEVICE_GONE",
             Self::TooManyVfs { .. } => "ERR_TOO_MANY_VFS",
             Self::Closed => "ERR_SOFTNIC_CLOSED",
-            Self::Io { .. } => "ERR_IO",
+            Self::Io { source, .. } => retrovf_pci::io_code(source),
         }
     }
 }

@@ -69,7 +69,7 @@ impl Error {
             Self::Config { .. } => "ERR_DEVICE_CONFIG",
             Self::CloseTimeout { .. } => "ERR_CLOSE_TIMEOUT",
             Self::Pci(error) => error.code(),
-            Self::Io { .. } => "ERR_IO",
+            Self::Io { source, .. } => retrovf_pci::io_code(source),
         }
     }
 }
@@ -126,7 +126,7 @@ impl ClientError {
             Self::TimedOut { .. } => "ERR_VFIO_USER_TIMEOUT",
             Self::Closed => "ERR_VFIO_USER_CLOSED",
             Self::Protocol { .. } => "ERR_VFIO_USER_PROTOCOL",
-            Self::Io { .. } => "ERR_IO",
+            Self::Io { source, .. } => retrovf_pci::io_code(source),
         }
     }
 }

@@ -64,6 +64,9 @@ fn a_file_of_another_kind_is_left_alone() {
     assert!(matches!(start(&link), Err(Error::PathTooLong { .. })));
     let nowhere = std::env::temp_dir().join("no-such-folder").join("socket");
     assert_eq!(start(&nowhere).unwrap_err().code(), "ERR_IO");
+    // Not even root may put a file there.
+    let forbidden = std::path::Path::new("/sys/retrovf.sock").to_path_buf();
+    assert_eq!(start(&forbidden).unwrap_err().code(), "ERR_NOT_PERMITTED");
 }
 
 #[test]
