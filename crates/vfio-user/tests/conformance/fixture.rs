@@ -33,6 +33,7 @@ pub(crate) struct Recorder {
     pub(crate) vectors: Mutex<Vec<Option<Interrupt>>>,
     pub(crate) kicks: Mutex<Vec<u16>>,
     pub(crate) resets: AtomicU32,
+    maps: AtomicUsize,
 }
 
 impl Recorder {
@@ -49,6 +50,7 @@ impl Recorder {
             vectors: Mutex::new((0..5).map(|_| None).collect()),
             kicks: Mutex::default(),
             resets: AtomicU32::new(0),
+            maps: AtomicUsize::new(0),
         })
     }
 
@@ -59,6 +61,11 @@ impl Recorder {
 
     pub(crate) fn set_bar4_size(&self, size: usize) {
         self.bar4.lock().unwrap().resize(size, 0);
+    }
+
+    /// How many maps there have been.
+    pub(crate) fn mapped(&self) -> usize {
+        self.maps.load(Ordering::SeqCst)
     }
 
     pub(crate) fn take_irqs(&self) -> Vec<String> {
@@ -156,7 +163,9 @@ impl Function for Recorder {
     }
 
     fn dma_map(&self, iova: u64, mapping: DmaMapping) -> Result<()> {
-        self.dma.map(iova, mapping)
+        self.dma.map(iova, mapping)?;
+        self.maps.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn dma_unmap(&self, iova: u64, size: u64) -> Result<u64> {
@@ -229,6 +238,7 @@ pub(crate) struct Setup {
     pub(crate) notify: bool,
     pub(crate) queues: u16,
     pub(crate) access_timeout: Duration,
+    pub(crate) overlay: Vec<OverlayRow>,
 }
 
 impl Default for Setup {
@@ -239,6 +249,7 @@ impl Default for Setup {
             notify: true,
             queues: 3,
             access_timeout: Duration::from_secs(1),
+            overlay: overlay(),
         }
     }
 }
@@ -249,9 +260,8 @@ pub(crate) fn socket_path() -> PathBuf {
     std::env::temp_dir().join(format!("retrovf-{}-{n}.sock", std::process::id()))
 }
 
-/// The rows of a transitional network device, as far as the tests look at them.
-fn overlay() -> Vec<OverlayRow> {
-    let row = |offset, width, value, mask, writable| OverlayRow {
+pub(crate) fn row(offset: u16, width: u8, value: u32, mask: u32, writable: u32) -> OverlayRow {
+    OverlayRow {
         offset,
         width,
         value,
@@ -260,7 +270,11 @@ fn overlay() -> Vec<OverlayRow> {
         forward: false,
         resets: true,
         flr: 0,
-    };
+    }
+}
+
+/// The rows of a transitional network device, as far as the tests look at them.
+fn overlay() -> Vec<OverlayRow> {
     vec![
         row(0x02, 2, 0x1000, 0xffff, 0),
         row(0x04, 2, 0, 1, 1),
@@ -282,7 +296,7 @@ pub(crate) fn device(
     ServedDevice::new(
         DeviceConfig {
             member: recorder.clone(),
-            overlay: overlay(),
+            overlay: setup.overlay.clone(),
             config_size: 256,
             msix_capability: Some(MSIX),
             bar0_size: setup.bar0.then_some(32),
