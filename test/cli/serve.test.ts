@@ -77,8 +77,8 @@ test.serial(
 test.serial('a socket where nobody may make one ends it with 5', async (t) => {
   const { code, stderr } = await serve(t, '--socket', '/sys/retrovf.sock', '--json').ended;
   t.is(code, 5);
-  const failure = stderr.split('\n').find((line) => line.includes('ERR_NOT_PERMITTED'));
-  t.like(JSON.parse(failure ?? '{}'), { code: 'ERR_NOT_PERMITTED' }, stderr);
+  // Found out in JavaScript, or by root only when the socket is bound.
+  t.regex(stderr, /^\{"code":"(EACCES|ERR_NOT_PERMITTED)"/m);
 });
 
 const endsWell = test.macro(async (t: ExecutionContext, signal: NodeJS.Signals) => {
