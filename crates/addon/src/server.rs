@@ -16,6 +16,7 @@ use crate::job::{promise, Job};
 pub struct VfioUserServerOptions {
     pub path: String,
     pub access_timeout_ms: Option<u32>,
+    pub spin_us: Option<u32>,
 }
 
 type Event = FnArgs<(String, String)>;
@@ -50,10 +51,11 @@ impl VfioUserServer {
         let server = Server::start(
             Arc::clone(device.get().or_throw()?),
             ServerOptions {
-                path: options.path.clone().into(),
                 access_timeout: Duration::from_millis(
                     options.access_timeout_ms.unwrap_or(1000).into(),
                 ),
+                spin: Duration::from_micros(options.spin_us.unwrap_or(0).into()),
+                ..ServerOptions::new(&options.path)
             },
             Arc::new(forward),
         )

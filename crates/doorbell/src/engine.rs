@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{channel, sync_channel, Receiver, Sender};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use retrovf_pci::{NotifyTarget, QueueIndex};
 use rustix::event::{eventfd, EventfdFlags};
+use rustix::thread::{sched_setaffinity, CpuSet};
 
 use crate::worker::{Command, Slot, SlotIndex, Worker};
 
@@ -22,15 +24,54 @@ pub struct Engine {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How the thread waits for signals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Sleeps. A kick of an idle guest costs the time that its CPU takes to wake up.
+    #[default]
+    Blocking,
+    /// Looks without sleeping for so long after the last kick, then sleeps. Kicks of a busy guest
+    /// find the thread awake.
+    Adaptive {
+        /// How long.
+        spin: Duration,
+    },
+    /// Never sleeps: takes a whole CPU.
+    Busy,
+}
+
+/// How to run the thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// How it waits.
+    pub mode: Mode,
+    /// The one CPU that it may run on; without it, any.
+    pub cpu: Option<usize>,
+}
+
 impl Engine {
-    /// Starts the thread.
+    /// Starts the thread, blocking and on any CPU.
     pub fn new() -> io::Result<Arc<Self>> {
+        Self::with(EngineOptions::default())
+    }
+
+    /// Starts the thread. A CPU that this process may not use is an error.
+    pub fn with(options: EngineOptions) -> io::Result<Arc<Self>> {
         let wake = Arc::new(new_eventfd()?);
         let (commands, inbox) = channel();
-        let worker = Worker::new(Arc::clone(&wake), inbox)?;
+        let worker = Worker::new(Arc::clone(&wake), inbox, options.mode)?;
+        let (bound, answer) = sync_channel(1);
         let thread = thread::Builder::new()
             .name("retrovf-doorbell".into())
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                let place = options.cpu.map_or(Ok(()), run_on);
+                let failed = place.is_err();
+                let _ = bound.send(place);
+                if !failed {
+                    worker.run();
+                }
+            })?;
+        wait(&answer)??;
         Ok(Arc::new(Self {
             commands: Some(commands),
             wake,
@@ -140,6 +181,16 @@ impl Drop for Forward {
     fn drop(&mut self) {
         self.engine.remove(self.slot);
     }
+}
+
+fn run_on(cpu: usize) -> io::Result<()> {
+    // `CpuSet::set` wants an index inside the set.
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 fn new_eventfd() -> io::Result<OwnedFd> {

@@ -11,4 +11,4 @@
 mod engine;
 mod worker;
 
-pub use engine::{Engine, Forward};
+pub use engine::{Engine, EngineOptions, Forward, Mode};

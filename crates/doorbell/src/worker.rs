@@ -4,10 +4,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::sync::Arc;
+use std::time::Instant;
 
 use retrovf_pci::{NotifyTarget, QueueIndex};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::Timespec;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+
+use crate::Mode;
 
 /// What the thread knows of one [`crate::Forward`].
 pub(crate) struct Slot {
@@ -39,15 +43,22 @@ pub(crate) struct Worker {
     inbox: Receiver<Command>,
     slots: Vec<Option<Slot>>,
     free: Vec<SlotIndex>,
+    mode: Mode,
 }
 
 /// Signals taken from the kernel at a time.
 const BATCH: usize = 64;
+/// Looks at the counter of the slot that was signalled last, between two looks at all.
+const LOOKS: usize = 32;
 /// Event data of the wake eventfd; no slot has this index.
 const WAKE: u64 = u64::MAX;
 
 impl Worker {
-    pub(crate) fn new(wake: Arc<OwnedFd>, inbox: Receiver<Command>) -> io::Result<Self> {
+    pub(crate) fn new(
+        wake: Arc<OwnedFd>,
+        inbox: Receiver<Command>,
+        mode: Mode,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         Ok(Self {
@@ -56,6 +67,7 @@ impl Worker {
             inbox,
             slots: Vec::new(),
             free: Vec::new(),
+            mode,
         })
     }
 
@@ -67,8 +79,21 @@ impl Worker {
     /// it is in no later batch.
     pub(crate) fn run(mut self) {
         let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        let mut patience = Patience::new(self.mode);
+        // The slot that was signalled last.
+        let mut hot = 0;
         loop {
-            let ready = match epoll::wait(&self.epoll, &mut events, None) {
+            if patience.timeout().is_some() {
+                // A queue that kicks goes on to kick: looking at its counter takes half as long as
+                // asking which of all counters are up. Bounded, so that the others get their turn.
+                let slot = self.slots.get(hot).and_then(Option::as_ref);
+                for _ in 0..LOOKS {
+                    if slot.is_some_and(Slot::deliver) {
+                        patience.renew();
+                    }
+                }
+            }
+            let ready = match epoll::wait(&self.epoll, &mut events, patience.timeout()) {
                 Ok((ready, _)) => ready,
                 Err(Errno::INTR) => continue,
                 Err(errno) => {
@@ -76,14 +101,18 @@ impl Worker {
                     return;
                 }
             };
+            if !ready.is_empty() {
+                patience.renew();
+            }
             let mut woken = false;
             for event in ready {
                 match event.data.u64() {
                     WAKE => woken = true,
                     at => {
-                        let slot = usize::try_from(at).ok().and_then(|at| self.slots.get(at));
-                        if let Some(Some(slot)) = slot {
+                        let at = usize::try_from(at).unwrap_or(usize::MAX);
+                        if let Some(Some(slot)) = self.slots.get(at) {
                             slot.deliver();
+                            hot = at;
                         }
                     }
                 }
@@ -144,8 +173,44 @@ impl Worker {
     }
 }
 
+/// Decides whether to look for signals or to wait for them.
+struct Patience {
+    mode: Mode,
+    until: Option<Instant>,
+}
+
+/// A wait of no time at all.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+impl Patience {
+    fn new(mode: Mode) -> Self {
+        Self { mode, until: None }
+    }
+
+    /// There was a signal; more may follow.
+    #[inline]
+    fn renew(&mut self) {
+        if let Mode::Adaptive { spin } = self.mode {
+            self.until = Some(Instant::now() + spin);
+        }
+    }
+
+    #[inline]
+    fn timeout(&self) -> Option<&'static Timespec> {
+        let look = match self.mode {
+            Mode::Blocking => false,
+            Mode::Busy => true,
+            Mode::Adaptive { .. } => self.until.is_some_and(|until| Instant::now() < until),
+        };
+        look.then_some(&LOOK)
+    }
+}
+
 impl Slot {
-    /// Rings if the eventfd has been signalled.
+    /// Rings if the eventfd has been signalled, and says whether it has.
     ///
     /// No kick is lost, because the counter is read before the ring: a kick before the read is
     /// covered by this ring, and one after it leaves the counter above 0, so that the next wait
@@ -156,11 +221,13 @@ impl Slot {
     /// stores before our store to the device, and x86 keeps stores in order. The device then reads
     /// the rings itself.
     #[inline]
-    fn deliver(&self) {
-        if take_signals(&self.fd) {
+    fn deliver(&self) -> bool {
+        let signalled = take_signals(&self.fd);
+        if signalled {
             self.target.ring(self.queue);
             self.kicks.fetch_add(1, Ordering::Relaxed);
         }
+        signalled
     }
 }
 

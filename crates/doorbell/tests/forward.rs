@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use retrovf_doorbell::{Engine, Forward};
+use retrovf_doorbell::{Engine, EngineOptions, Forward, Mode};
 use retrovf_pci::{Doorbell, MappedWord, NotifyTarget, QueueIndex, SharedMemory};
 
 /// A device whose queues are counters: a ring makes it see all the work there is.
@@ -52,7 +52,14 @@ fn forward(engine: &Arc<Engine>, device: &Arc<Device>, queue: u16) -> (Forward, 
 
 #[test]
 fn the_last_kick_of_every_burst_is_delivered() {
-    let engine = Engine::new().unwrap();
+    let spin = Duration::from_micros(50);
+    for mode in [Mode::Blocking, Mode::Adaptive { spin }, Mode::Busy] {
+        bursts(mode);
+    }
+}
+
+fn bursts(mode: Mode) {
+    let engine = Engine::with(EngineOptions { mode, cpu: None }).unwrap();
     let device = Arc::new(Device::default());
     let (forward, kicks) = forward(&engine, &device, 2);
     for burst in 1..2000u64 {
@@ -70,6 +77,108 @@ fn the_last_kick_of_every_burst_is_delivered() {
     let rings = device.rings.load(Ordering::Relaxed);
     assert_eq!(kicks.load(Ordering::Relaxed), rings);
     assert!((1999..=device.work[2].load(Ordering::Relaxed)).contains(&rings));
+}
+
+#[test]
+fn a_busy_queue_does_not_keep_the_kicks_of_another_waiting() {
+    let engine = Engine::with(EngineOptions {
+        mode: Mode::Busy,
+        cpu: None,
+    })
+    .unwrap();
+    let device = Arc::new(Device::default());
+    let (busy, _) = forward(&engine, &device, 0);
+    let (other, kicks) = forward(&engine, &device, 1);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                kick(busy.fd());
+            }
+        });
+        for n in 1..=100 {
+            kick(other.fd());
+            assert!(eventually(|| kicks.load(Ordering::Relaxed) == n), "{n}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn the_thread_runs_on_the_cpu_that_was_asked_for() {
+    let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+    let last = (0..rustix::thread::CpuSet::MAX_CPU)
+        .rfind(|&cpu| cpus.is_set(cpu))
+        .unwrap();
+    let options = |cpu| EngineOptions {
+        mode: Mode::Blocking,
+        cpu: Some(cpu),
+    };
+    let device = Arc::new(Names(Mutex::default()));
+    let engine = Engine::with(options(last)).unwrap();
+    let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+    let forward = engine
+        .forward(target, QueueIndex(0), Arc::default())
+        .unwrap();
+    kick(forward.fd());
+    assert!(eventually(|| device.0.lock().unwrap().is_some()));
+    assert_eq!(device.0.lock().unwrap().clone(), Some(last.to_string()));
+    for absent in [1023, usize::MAX] {
+        assert!(Engine::with(options(absent)).is_err(), "CPU {absent}");
+    }
+}
+
+/// Notes on which CPUs the thread that rings may run.
+struct Names(Mutex<Option<String>>);
+
+impl Doorbell for Names {
+    fn ring(&self, _: QueueIndex) {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        *self.0.lock().unwrap() = line.map(|cpus| cpus.trim().to_owned());
+    }
+}
+
+#[test]
+fn an_adaptive_thread_falls_asleep_after_its_time_and_a_busy_one_does_not() {
+    let state = |mode| {
+        let engine = Engine::with(EngineOptions { mode, cpu: None }).unwrap();
+        let device = Arc::new(Thread(AtomicU64::new(0)));
+        let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+        let forward = engine
+            .forward(target, QueueIndex(0), Arc::default())
+            .unwrap();
+        kick(forward.fd());
+        assert!(eventually(|| device.0.load(Ordering::Relaxed) != 0));
+        let path = format!("/proc/self/task/{}/stat", device.0.load(Ordering::Relaxed));
+        let asleep = || {
+            let stat = std::fs::read_to_string(&path).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('S')
+        };
+        let end = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < end {
+            if asleep() {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        false
+    };
+    let spin = Duration::from_millis(1);
+    assert!(state(Mode::Adaptive { spin }));
+    assert!(!state(Mode::Busy));
+}
+
+/// Notes which thread rings.
+struct Thread(AtomicU64);
+
+impl Doorbell for Thread {
+    fn ring(&self, _: QueueIndex) {
+        let id = rustix::thread::gettid().as_raw_nonzero().get();
+        self.0.store(id as u64, Ordering::Relaxed);
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::link::Link;
 use crate::output::Output;
 use crate::receiver::{Received, Receiver};
 use crate::server::{Closing, EventHandler};
-use crate::session::{timespec_until, Session};
+use crate::session::{timespec_until, Session, Timing};
 use crate::socket::{send, Listener};
 use crate::version::{negotiate, payload, PeerVersion, MAX_VERSION_MESSAGE};
 use crate::wire::Header;
@@ -25,7 +25,7 @@ pub(crate) struct Acceptor {
     listener: Listener,
     closing: Arc<Closing>,
     device: Arc<ServedDevice>,
-    access_timeout: Duration,
+    timing: Timing,
     on_event: EventHandler,
     candidates: Vec<Candidate>,
     session: Option<Running>,
@@ -68,14 +68,14 @@ impl Acceptor {
         listener: Listener,
         closing: Arc<Closing>,
         device: Arc<ServedDevice>,
-        access_timeout: Duration,
+        timing: Timing,
         on_event: EventHandler,
     ) -> Self {
         Self {
             listener,
             closing,
             device,
-            access_timeout,
+            timing,
             on_event,
             candidates: Vec::new(),
             session: None,
@@ -248,7 +248,7 @@ impl Acceptor {
             Arc::clone(&link),
             receiver,
             peer,
-            self.access_timeout,
+            self.timing,
             Arc::clone(&self.on_event),
         );
         let ended = Arc::new(AtomicBool::new(false));

@@ -379,7 +379,7 @@ impl Core {
         });
         // Counted from the arrival: the client's patience does not start again with each access
         // that waited behind another.
-        let deadline = arrived.unwrap_or_else(Instant::now) + self.access_timeout;
+        let deadline = arrived.unwrap_or_else(Instant::now) + self.timing.access;
         self.pending = Some((id, deadline, *access, data.is_some()));
         self.device.plane.access(ControlAccess {
             id,

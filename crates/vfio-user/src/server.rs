@@ -11,6 +11,7 @@ use rustix::event::EventfdFlags;
 
 use crate::acceptor::Acceptor;
 use crate::device::ServedDevice;
+use crate::session::Timing;
 use crate::socket::Listener;
 use crate::{Error, Result};
 
@@ -22,14 +23,19 @@ pub struct ServerOptions {
     /// After so long without the control plane's answer a register access is answered in its stead.
     /// QEMU waits 5 seconds, and loses its connection over a later answer.
     pub access_timeout: Duration,
+    /// After a request the session looks for the next one for so long before it sleeps. A client
+    /// whose requests follow each other closely is then served without a wake-up, and this process
+    /// uses a CPU meanwhile.
+    pub spin: Duration,
 }
 
 impl ServerOptions {
-    /// Serves at `path`, with a second for each access.
+    /// Serves at `path`, with a second for each access and without spinning.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             access_timeout: Duration::from_secs(1),
+            spin: Duration::ZERO,
         }
     }
 }
@@ -155,8 +161,11 @@ impl Server {
             wake,
             requested: AtomicBool::new(false),
         });
-        let timeout = options.access_timeout;
-        let acceptor = Acceptor::new(listener, Arc::clone(&closing), device, timeout, on_event);
+        let timing = Timing {
+            access: options.access_timeout,
+            spin: options.spin,
+        };
+        let acceptor = Acceptor::new(listener, Arc::clone(&closing), device, timing, on_event);
         let (done, ended) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("vfio-user-accept".into())

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ pub(crate) struct Core {
     pub(crate) device: Arc<ServedDevice>,
     pub(crate) link: Arc<Link>,
     pub(crate) peer: PeerVersion,
-    pub(crate) access_timeout: Duration,
+    pub(crate) timing: Timing,
     pub(crate) on_event: EventHandler,
     /// The control access under way: id, deadline, what it is, and whether it writes.
     pub(crate) pending: Option<(u64, Instant, RegionAccess, bool)>,
@@ -51,6 +51,15 @@ pub(crate) struct Core {
     pub(crate) remote_memory: bool,
     /// The reply under construction: room for the header, then the payload.
     pub(crate) buffer: Vec<u8>,
+}
+
+/// How long a session waits, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    /// For the control plane's answer.
+    pub(crate) access: Duration,
+    /// Awake, for the next request.
+    pub(crate) spin: Duration,
 }
 
 /// Something to do when its turn comes.
@@ -78,14 +87,14 @@ impl Session {
         link: Arc<Link>,
         receiver: Receiver,
         peer: PeerVersion,
-        access_timeout: Duration,
+        timing: Timing,
         on_event: EventHandler,
     ) -> Self {
         let core = Core {
             device,
             link,
             peer,
-            access_timeout,
+            timing,
             on_event,
             pending: None,
             parked: VecDeque::new(),
@@ -156,7 +165,11 @@ impl Session {
             return Ok(true);
         }
         if !busy && !core.remote_memory {
-            return receiver.receive(output.socket(), true).map(open);
+            let received = match core.timing.spin {
+                Duration::ZERO => receiver.receive(output.socket(), true),
+                spin => look(receiver, output.socket(), spin),
+            };
+            return received.map(open);
         }
         let mut deadline = None;
         if let Some((id, at, ..)) = core.pending {
@@ -187,6 +200,22 @@ impl Session {
             return receiver.receive(output.socket(), false).map(open);
         }
         Ok(!ended)
+    }
+}
+
+/// Looks for bytes for some time, then waits for them. Ends like any receive when the socket is shut.
+fn look(
+    receiver: &mut Receiver,
+    socket: BorrowedFd<'_>,
+    spin: Duration,
+) -> Result<Received, Violation> {
+    let until = Instant::now() + spin;
+    loop {
+        match receiver.receive(socket, false)? {
+            Received::Nothing if Instant::now() < until => std::hint::spin_loop(),
+            Received::Nothing => return receiver.receive(socket, true),
+            received => return Ok(received),
+        }
     }
 }
 

@@ -238,6 +238,7 @@ pub(crate) struct Setup {
     pub(crate) notify: bool,
     pub(crate) queues: u16,
     pub(crate) access_timeout: Duration,
+    pub(crate) spin: Duration,
     pub(crate) overlay: Vec<OverlayRow>,
 }
 
@@ -249,6 +250,7 @@ impl Default for Setup {
             notify: true,
             queues: 3,
             access_timeout: Duration::from_secs(1),
+            spin: Duration::ZERO,
             overlay: overlay(),
         }
     }
@@ -324,8 +326,9 @@ impl Rig {
         let events = Arc::new(Mutex::new(Vec::new()));
         let log = events.clone();
         let options = ServerOptions {
-            path: path.clone(),
             access_timeout: setup.access_timeout,
+            spin: setup.spin,
+            ..ServerOptions::new(&path)
         };
         let on_event = Arc::new(move |event| log.lock().unwrap().push(event));
         let server = Server::start(device.clone(), options, on_event).unwrap();

@@ -134,3 +134,24 @@ fn an_answer_that_finds_the_socket_full_is_flushed_when_there_is_room() {
     }
     assert_eq!(client.receive_raw().unwrap().payload[16..], [1, 2, 3, 4]);
 }
+
+#[test]
+fn a_session_that_spins_serves_sleeps_and_ends_like_another() {
+    let spin = Duration::from_millis(20);
+    let rig = Rig::new(Setup {
+        spin,
+        ..Setup::default()
+    });
+    let mut client = rig.guest();
+    for queue in 0..100u16 {
+        client.region_write(0, 16, &queue.to_le_bytes()).unwrap();
+    }
+    // Long enough for the session to have given up looking.
+    std::thread::sleep(3 * spin);
+    client.region_write(0, 16, &[100, 0]).unwrap();
+    assert_eq!(rig.kicks(), (0..=100).collect::<Vec<_>>());
+    drop(client);
+    rig.await_event("client-disconnected");
+    let _spinning = rig.guest();
+    rig.server.close().unwrap();
+}

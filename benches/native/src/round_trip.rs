@@ -1,0 +1,307 @@
+//! A notify over vfio-user, as a VMM sends it, against other servers of the protocol.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use retrovf_pci::{MappedWord, NotifyTarget, SharedMemory};
+use retrovf_softnic::{Config, SoftNic, Uplink};
+use retrovf_vfio_user::{
+    ControlAccess, ControlPlane, DeviceConfig, ServedDevice, Server, ServerOptions,
+};
+use serde_json::Value;
+
+use crate::placement::{cpu_time, on_server_cpu, run_on, thread_of, Placement, CLIENT_CPU};
+use crate::series::{self, Contender, Plan};
+use crate::wire::{Notifier, NOTIFY_SIZE, REPLY_SIZE};
+use crate::{libvfio_user, vfio_user_peer, Result};
+
+pub(crate) fn measure(plan: &Plan) -> Result<Vec<Value>> {
+    run_on(CLIENT_CPU)?;
+    let mut paths = Vec::new();
+    for (path, about, placement, what) in [
+        (
+            "vfio-user round trip, one CPU",
+            "REGION_WRITE of Queue Notify and its reply; client and server share a CPU",
+            Placement::OneCpu,
+            What::RoundTrip,
+        ),
+        (
+            "vfio-user round trip, sleeping",
+            "the same on two CPUs: the server sleeps between requests",
+            Placement::Across,
+            What::RoundTrip,
+        ),
+        (
+            "vfio-user posted writes, one CPU",
+            "32 REGION_WRITE without reply in one send, and one with",
+            Placement::OneCpu,
+            What::Posted,
+        ),
+    ] {
+        let mut contenders: Vec<Box<dyn Contender>> = vec![
+            Box::new(Requests::retrovf(placement, what, Duration::ZERO)?),
+            Box::new(Requests::rust_vmm(placement, what)?),
+            Box::new(Requests::bare(placement, what)?),
+        ];
+        if let Some(peer) = Requests::libvfio_user(placement, what)? {
+            contenders.push(Box::new(peer));
+        }
+        paths.push(series::measure(path, about, plan, &mut contenders)?);
+    }
+    let mut spinning: Vec<Box<dyn Contender>> = vec![
+        Box::new(Resting::new("retrovf, adaptive", || {
+            Requests::retrovf(Placement::Across, What::Spinning, Duration::from_millis(1))
+        })),
+        Box::new(Resting::new("bare busy sockets", Requests::busy)),
+    ];
+    if libvfio_user::library().is_some() {
+        spinning.push(Box::new(Resting::new("libvfio-user, sleeping", || {
+            Requests::libvfio_user(Placement::Across, What::RoundTrip)?
+                .ok_or_else(|| "libvfio-user has gone".into())
+        })));
+    }
+    paths.push(series::measure(
+        "vfio-user round trip, spinning",
+        "on two CPUs, both ends looking at the socket without sleeping",
+        plan,
+        &mut spinning,
+    )?);
+    Ok(paths)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    RoundTrip,
+    Spinning,
+    Posted,
+}
+
+/// A client, and the server that it talks to.
+struct Requests {
+    name: &'static str,
+    notifier: Notifier,
+    what: What,
+    thread: u32,
+    _server: Serving,
+}
+
+/// What keeps a server up.
+#[expect(dead_code, reason = "held for its drop")]
+enum Serving {
+    RetroVf(Server, SoftNic),
+    Thread(std::thread::JoinHandle<()>),
+}
+
+impl Requests {
+    fn retrovf(placement: Placement, what: What, spin: Duration) -> Result<Self> {
+        let nic = SoftNic::new(Config {
+            uplink: Uplink::None,
+            ..Config::default()
+        })?;
+        let member = nic
+            .members()
+            .first()
+            .copied()
+            .ok_or("the SoftNIC has no VF")?;
+        let memory = SharedMemory::anonymous(rustix::param::page_size())?;
+        let word = MappedWord::map(memory.fd(), 0)?;
+        let config = DeviceConfig {
+            member: nic.open(member)?,
+            overlay: Vec::new(),
+            config_size: 256,
+            msix_capability: None,
+            bar0_size: Some(32),
+            notify: Some(NotifyTarget::Word(Arc::new(word))),
+            queues: 2,
+        };
+        let device = ServedDevice::new(config, Arc::new(Nobody))?;
+        let path = socket_path("retrovf");
+        let options = ServerOptions {
+            spin,
+            ..ServerOptions::new(&path)
+        };
+        let ((server, notifier), thread) = thread_of("vfio-user", || {
+            let server = on_server_cpu(placement, || {
+                Ok(Server::start(device, options, Arc::new(|_| {}))?)
+            })?;
+            Ok((server, Notifier::connect(&path)?))
+        })?;
+        Self::new(
+            "retrovf",
+            notifier,
+            what,
+            thread,
+            Serving::RetroVf(server, nic),
+        )
+    }
+
+    fn rust_vmm(placement: Placement, what: What) -> Result<Self> {
+        let path = socket_path("rust-vmm");
+        let run = vfio_user_peer::server(&path)?;
+        let name = "rust-vmm vfio_user";
+        Self::spawned(name, placement, what, run, || Notifier::connect(&path))
+    }
+
+    fn libvfio_user(placement: Placement, what: What) -> Result<Option<Self>> {
+        let path = socket_path("libvfio-user");
+        let Some(run) = libvfio_user::server(&path)? else {
+            return Ok(None);
+        };
+        let name = match what {
+            What::RoundTrip | What::Posted => "libvfio-user",
+            What::Spinning => "libvfio-user, sleeping",
+        };
+        Self::spawned(name, placement, what, run, || Notifier::connect(&path)).map(Some)
+    }
+
+    fn bare(placement: Placement, what: What) -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let name = match what {
+            What::Posted => "bare bulk receive",
+            _ => "bare socket",
+        };
+        let run = move || pong(theirs);
+        Self::spawned(name, placement, what, run, || Ok(Notifier::raw(ours)))
+    }
+
+    fn busy() -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let run = move || pong(theirs);
+        let connect = || Ok(Notifier::raw(ours));
+        Self::spawned("", Placement::Across, What::Spinning, run, connect)
+    }
+
+    fn spawned(
+        name: &'static str,
+        placement: Placement,
+        what: What,
+        run: impl FnOnce() + Send + 'static,
+        connect: impl FnOnce() -> Result<Notifier>,
+    ) -> Result<Self> {
+        let (handle, thread) = thread_of("bench-server", || {
+            on_server_cpu(placement, || {
+                let thread = std::thread::Builder::new().name("bench-server".into());
+                Ok(thread.spawn(run)?)
+            })
+        })?;
+        Self::new(name, connect()?, what, thread, Serving::Thread(handle))
+    }
+
+    fn new(
+        name: &'static str,
+        notifier: Notifier,
+        what: What,
+        thread: u32,
+        server: Serving,
+    ) -> Result<Self> {
+        let notifier = match what {
+            What::Spinning => notifier.spin()?,
+            _ => notifier,
+        };
+        Ok(Self {
+            name,
+            notifier,
+            what,
+            thread,
+            _server: server,
+        })
+    }
+}
+
+impl Contender for Requests {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn sample(&mut self) -> Result<Duration> {
+        match self.what {
+            What::RoundTrip | What::Spinning => self.notifier.round_trip(),
+            What::Posted => self.notifier.posted(),
+        }
+    }
+
+    fn server_cpu(&self) -> Option<Duration> {
+        cpu_time(self.thread)
+    }
+}
+
+/// A server that exists only while it is measured: spinning, it would take the CPU from the others.
+struct Resting<F> {
+    name: &'static str,
+    make: F,
+    requests: Option<Requests>,
+}
+
+impl<F: Fn() -> Result<Requests>> Resting<F> {
+    fn new(name: &'static str, make: F) -> Self {
+        Self {
+            name,
+            make,
+            requests: None,
+        }
+    }
+}
+
+impl<F: Fn() -> Result<Requests>> Contender for Resting<F> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn sample(&mut self) -> Result<Duration> {
+        match &mut self.requests {
+            Some(requests) => requests.sample(),
+            none => none.insert((self.make)()?).sample(),
+        }
+    }
+
+    fn rest(&mut self) {
+        self.requests = None;
+    }
+}
+
+struct Nobody;
+
+impl ControlPlane for Nobody {
+    fn access(&self, _: ControlAccess) {}
+}
+
+/// Answers each notify, as fast as sockets go: it looks at nothing but the length.
+fn pong(mut stream: UnixStream) {
+    use std::io::{ErrorKind, Read, Write};
+    let mut buffer = vec![0; 64 << 10];
+    let mut reply = [0; REPLY_SIZE];
+    if let Some(kind) = reply.get_mut(8) {
+        *kind = 1;
+    }
+    if let Some(size) = reply.get_mut(4) {
+        *size = REPLY_SIZE as u8;
+    }
+    let batch = (crate::wire::BATCH + 1) * NOTIFY_SIZE;
+    let mut have = 0;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => have += n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(_) => return,
+        }
+        // One alone, or the last of a batch.
+        if have == NOTIFY_SIZE || have == batch {
+            have = 0;
+            if stream.write_all(&reply).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn socket_path(name: &str) -> PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let process = std::process::id();
+    std::env::temp_dir().join(format!("retrovf-bench-{process}-{n}-{name}.sock"))
+}
