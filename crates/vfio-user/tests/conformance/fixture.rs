@@ -279,7 +279,7 @@ pub(crate) fn device(
             config_size: 256,
             msix_capability: Some(MSIX),
             bar0_size: setup.bar0.then_some(32),
-            notify: setup.notify.then(|| NotifyTarget::Device(recorder.clone())),
+            notify: setup.notify.then(|| NotifyTarget::device(recorder.clone())),
             queues: setup.queues,
         },
         plane,
