@@ -326,7 +326,7 @@ export declare class LegacyGuest {
   private constructor();
   static connect(
     path: string,
-    options?: { sharedMemory?: boolean; msix?: boolean },
+    options?: { sharedMemory?: boolean; msix?: boolean; ioeventfds?: boolean },
   ): Promise<LegacyGuest>;
   enumerate(): Promise<GuestIdentity>;
   start(): Promise<GuestDriverState>;
