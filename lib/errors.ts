@@ -65,11 +65,6 @@ export const errorCodes = {
     meaning: 'An argument is outside its range.',
     hint: 'detail names the argument and its range.',
   },
-  ERR_BACKEND_UNAVAILABLE: {
-    origin: 'lib',
-    meaning: 'This build cannot open PCI functions of the host.',
-    hint: 'The VFIO backend is not part of this version; use a SoftNicHost.',
-  },
   ERR_BDF_SYNTAX: {
     origin: 'lib',
     meaning: 'The text is not a PCI address.',
@@ -110,10 +105,25 @@ export const errorCodes = {
     meaning: 'The device touched memory that is not mapped.',
     hint: 'The guest gave the device a wrong address, or its memory is not shared with this process.',
   },
+  ERR_DMA_LIMIT: {
+    origin: 'native',
+    meaning: 'The device has more DMA mappings than are allowed.',
+    hint: 'Raise the limit of the kernel: echo 1000000 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit, then attach the guest again.',
+  },
+  ERR_DMA_LOCKED: {
+    origin: 'native',
+    meaning: 'The memory that the device may reach exceeds the limit on locked memory.',
+    hint: 'Allow as much as the guests have: ulimit -l unlimited, LimitMEMLOCK=infinity in a systemd unit, or CAP_IPC_LOCK.',
+  },
   ERR_DMA_MAP: {
     origin: 'native',
     meaning: 'Memory could not be mapped for the device.',
-    hint: 'Check for overlapping ranges, alignment, and the limit on locked memory.',
+    hint: 'Check for overlapping ranges, alignment to pages, and ranges that the host reserves.',
+  },
+  ERR_DMA_NOT_SHARED: {
+    origin: 'native',
+    meaning: 'Memory of the guest came without a file descriptor: hardware cannot reach it.',
+    hint: 'Share the memory of the guest: -object memory-backend-memfd,share=on with QEMU, memoryBacking with source memfd and access shared in libvirt.',
   },
   ERR_GUEST_DEVICE: {
     origin: 'native',
@@ -256,6 +266,41 @@ export const errorCodes = {
     meaning: 'The function cannot do this.',
     hint: 'The message names what is missing.',
   },
+  ERR_VFIO_GROUP_NOT_VIABLE: {
+    origin: 'native',
+    meaning: 'Other devices of the IOMMU group of the function are in use by the host.',
+    hint: 'Bind the devices that the message names to vfio-pci too, or unbind them: echo DEVICE > /sys/bus/pci/devices/DEVICE/driver/unbind.',
+  },
+  ERR_VFIO_NOT_BOUND: {
+    origin: 'native',
+    meaning: 'The function is not bound to vfio-pci.',
+    hint: 'Bind it: echo vfio-pci > /sys/bus/pci/devices/BDF/driver_override; echo BDF > /sys/bus/pci/devices/BDF/driver/unbind (if it has a driver); echo BDF > /sys/bus/pci/drivers_probe.',
+  },
+  ERR_VFIO_NO_IOMMU: {
+    origin: 'native',
+    meaning: 'The function is behind no IOMMU.',
+    hint: 'Enable the IOMMU in the firmware, and in the kernel with intel_iommu=on (AMD: on by default).',
+  },
+  ERR_VFIO_PERMISSION: {
+    origin: 'native',
+    meaning: 'This process may not open a node of VFIO.',
+    hint: 'Give the node that the message names to the user of this process: chown USER NODE.',
+  },
+  ERR_VFIO_TOKEN: {
+    origin: 'native',
+    meaning: 'The VF token is missing or wrong.',
+    hint: 'Open the VF with the vfToken that the holder of its PF has set.',
+  },
+  ERR_VFIO_UNAVAILABLE: {
+    origin: 'native',
+    meaning: 'The kernel lacks a part of VFIO.',
+    hint: 'Load the modules: modprobe -a vfio-pci vfio_iommu_type1. The message says what is missing.',
+  },
+  ERR_VFIO_UNSAFE_INTERRUPTS: {
+    origin: 'native',
+    meaning: 'The IOMMU does not remap interrupts, so the device could send any.',
+    hint: 'Enable interrupt remapping in the firmware; or trust the guest: echo Y > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts.',
+  },
   ERR_VFIO_USER_CLOSED: {
     origin: 'native',
     meaning: 'The vfio-user server closed the connection.',
@@ -321,7 +366,8 @@ export class RetroVfError extends Error {
     this.code = code;
     this.bdf = parts.bdf;
     this.detail = parts.detail ?? {};
-    this.hint = parts.hint ?? errorCodes[code].hint;
+    // Some are commands for the function concerned.
+    this.hint = (parts.hint ?? errorCodes[code].hint).replaceAll('BDF', parts.bdf ?? 'BDF');
   }
 
   /** For logs and JSON output; the cause as its message. */
@@ -444,14 +490,6 @@ export function badArgument(name: string, value: unknown, range: string): RetroV
   return new RetroVfError('ERR_ARGUMENT', `${name} must be ${range}, not ${String(value)}`, {
     detail: { name, value, range },
   });
-}
-
-export function backendUnavailable(bdf: string): RetroVfError {
-  return new RetroVfError(
-    'ERR_BACKEND_UNAVAILABLE',
-    `${bdf} cannot be opened: this version has no VFIO backend`,
-    { bdf },
-  );
 }
 
 export function bdfSyntax(text: string): RetroVfError {

@@ -26,6 +26,10 @@ export interface DeviceEvents {
   'device-reset': [detail: string];
   'access-timeout': [detail: string];
   'protocol-error': [detail: string];
+  /** The host wants the function back, and waits until the device is closed. Repeated. */
+  'unplug-requested': [];
+  /** The bus reported an error of the function: it may not work any more. */
+  'device-error': [];
   closed: [];
 }
 
@@ -95,7 +99,7 @@ export abstract class GuestDevice extends EventEmitter<DeviceEvents> {
     this.#closing ??= (async () => {
       this.#served.close();
       await this.release();
-      this.#function.close();
+      await attemptAsync(this.bdf, () => this.#function.close());
       this.emit('closed');
     })();
     return this.#closing;

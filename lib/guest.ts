@@ -9,6 +9,11 @@ export interface ConnectOptions {
   sharedMemory?: boolean;
   /** Use MSI-X; default true. */
   msix?: boolean;
+  /**
+   * Notify by the eventfds of GET_REGION_IO_FDS, as a VMM lets KVM do, and not by messages; default
+   * false.
+   */
+  ioeventfds?: boolean;
 }
 
 /** Connects a guest to a served device. */

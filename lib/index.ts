@@ -6,7 +6,8 @@
 
 // Hosts
 export { parseBdf, type Bdf } from './host/bdf.js';
-export { VfioHost, type Host } from './host/host.js';
+export type { Host } from './host/host.js';
+export { VfioHost, type VfioOptions } from './host/vfio.js';
 export { SoftNicHost } from './host/softnic.js';
 export { Sysfs, type Bar, type Finding, type FunctionInfo } from './host/sysfs.js';
 export {

@@ -2,10 +2,10 @@
 
 import { native } from './addon.js';
 import type { Done } from './admin-lanes.js';
-import { attempt, closed, RetroVfError } from './errors.js';
+import { attempt, attemptAsync, closed, RetroVfError } from './errors.js';
 import type { Bdf } from './host/bdf.js';
 import type { Host } from './host/host.js';
-import type { PciFunction } from './native.js';
+import type { FunctionEvent, PciFunction } from './native.js';
 import type { OwnerDevice } from './owner-device.js';
 import {
   deviceConfigLength,
@@ -41,7 +41,7 @@ export class MemberDevice {
   readonly msix: MsixCapability | null;
   /** Bytes of legacy device configuration. */
   readonly configLength: number;
-  #closed = false;
+  #closing: Promise<void> | undefined;
 
   private constructor(identity: MemberIdentity, owner: OwnerDevice, fn: PciFunction) {
     this.bdf = identity.bdf;
@@ -57,12 +57,17 @@ export class MemberDevice {
   }
 
   /** Opens the VF, which resets it. */
-  static open(host: Host, identity: MemberIdentity, owner: OwnerDevice): MemberDevice {
-    const fn = host.open(identity.bdf);
+  static async open(
+    host: Host,
+    identity: MemberIdentity,
+    owner: OwnerDevice,
+    onEvent: (event: FunctionEvent) => void,
+  ): Promise<MemberDevice> {
+    const fn = await host.open(identity.bdf, onEvent);
     try {
       return attempt(identity.bdf, () => new MemberDevice(identity, owner, fn));
     } catch (error) {
-      fn.close();
+      await fn.close();
       throw error;
     }
   }
@@ -127,14 +132,14 @@ export class MemberDevice {
   }
 
   /** Gives the VF back, which resets it; the owner stays. */
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.function.close();
+  close(): Promise<void> {
+    this.#closing ??= attemptAsync(this.bdf, () => this.function.close());
+    return this.#closing;
   }
 
   #refused(done: Done): boolean {
-    if (this.#closed) done(closed('The member device', this.bdf), null);
-    return this.#closed;
+    if (this.#closing === undefined) return false;
+    done(closed('The member device', this.bdf), null);
+    return true;
   }
 }

@@ -91,9 +91,22 @@ export interface NativeRegionInfo {
   writable: boolean;
 }
 
+/** What happens to a function of the host, beside what is done with it. */
+export type FunctionEvent =
+  /** Somebody unbinds or unplugs it, and waits until it is closed; repeated about every 10 s. */
+  | 'unplug-requested'
+  /** The bus reported an error of the device (AER): it may not work any more. */
+  | 'device-error';
+
 /** A PCI function that this process holds. */
 export declare class PciFunction {
   private constructor();
+  /** Opens a function of the host over VFIO, which resets it. */
+  static open(
+    bdf: string,
+    options: { via?: string; vfToken?: string; sys?: string; dev?: string },
+    onEvent: (event: FunctionEvent) => void,
+  ): Promise<PciFunction>;
   readonly bdf: string;
   readonly configSize: number;
   configRead(offset: number, length: number): Buffer;
@@ -104,7 +117,7 @@ export declare class PciFunction {
   irqCount(index: number): number;
   reset(): Promise<void>;
   /** Gives the function back, which resets it. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 /** Driver side of virtio-pci. Register accesses are synchronous and quick. */
@@ -199,7 +212,11 @@ export interface ServedDeviceOptions {
 
 export interface ServedDeviceCounters {
   notifies: number;
+  /** By the engine; what the kernel forwards, nobody sees. */
   notifiesForwarded: number;
+  /** Queues of the present client whose eventfd the kernel forwards, and whose the engine. */
+  kernelDoorbells: number;
+  engineDoorbells: number;
   controlReads: number;
   controlWrites: number;
   gatedAccesses: number;
@@ -311,7 +328,7 @@ export declare class LegacyGuest {
   private constructor();
   static connect(
     path: string,
-    options?: { sharedMemory?: boolean; msix?: boolean },
+    options?: { sharedMemory?: boolean; msix?: boolean; ioeventfds?: boolean },
   ): Promise<LegacyGuest>;
   enumerate(): Promise<GuestIdentity>;
   start(): Promise<GuestDriverState>;
@@ -341,6 +358,7 @@ export declare function setLogger(
 /** What the loaded addon exports. */
 export type NativeAddon = Readonly<{
   SoftNic: typeof SoftNic;
+  PciFunction: typeof PciFunction;
   VirtioTransport: typeof VirtioTransport;
   ServedDevice: typeof ServedDevice;
   VfioUserServer: typeof VfioUserServer;

@@ -7,6 +7,7 @@ import { AdminLanes, type CommandTrace, type Done } from './admin-lanes.js';
 import {
   adminUnsupported,
   attempt,
+  attemptAsync,
   badArgument,
   closed,
   nativeFailure,
@@ -73,6 +74,10 @@ export interface OwnerCapabilities {
 export interface OwnerEvents {
   lost: [cause: RetroVfError];
   recovered: [];
+  /** The host wants the PF back, and waits until it and all of its VFs are closed. Repeated. */
+  'unplug-requested': [];
+  /** The bus reported an error of the PF: it may not work any more. */
+  'device-error': [];
   closed: [];
 }
 
@@ -135,8 +140,8 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     }
     signal?.throwIfAborted();
     const address = parseBdf(bdf);
-    const fn = host.open(address);
     let owner: OwnerDevice | undefined;
+    const fn = await host.open(address, (event) => owner?.emit(event));
     try {
       const transport = attempt(address, () => new (native().VirtioTransport)(fn));
       const times = { commandTimeoutMs, resetTimeoutMs, healthIntervalMs };
@@ -462,7 +467,7 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     this.#queue?.close();
     this.#queue = undefined;
     this.#transport.close();
-    this.#function.close();
+    await attemptAsync(this.bdf, () => this.#function.close());
     this.emit('closed');
   }
 }

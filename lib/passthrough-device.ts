@@ -43,9 +43,10 @@ export class PassthroughDevice extends GuestDevice {
     const address = parseBdf(bdf);
     const cause = options.cause ?? (await causeOf(host, address));
     signal?.throwIfAborted();
-    const fn = host.open(address);
+    let device: PassthroughDevice | undefined;
+    const fn = await host.open(address, (event) => device?.emit(event));
     try {
-      return attempt(address, () => {
+      device = attempt(address, () => {
         const config = fn.configRead(0, fn.configSize);
         const msix = findMsix(config, walkCapabilities(config));
         const served: ServedDeviceOptions = {
@@ -56,8 +57,9 @@ export class PassthroughDevice extends GuestDevice {
         };
         return new PassthroughDevice(address, served, cause);
       });
+      return device;
     } catch (error) {
-      fn.close();
+      await fn.close();
       throw error;
     }
   }

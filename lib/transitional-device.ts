@@ -116,11 +116,15 @@ export class TransitionalDevice extends GuestDevice {
     try {
       const { legacy, opcodes } = await owner.negotiate(signal === undefined ? {} : { signal });
       if (!legacy) throw refuse(identity.bdf, missingOpcodes(owner.bdf, opcodes));
-      const member = MemberDevice.open(host, identity, owner);
+      let device: TransitionalDevice | undefined;
+      const member = await MemberDevice.open(host, identity, owner, (event) => {
+        device?.emit(event);
+      });
       try {
-        return await TransitionalDevice.#assemble(member, options, accessTimeoutMs);
+        device = await TransitionalDevice.#assemble(member, options, accessTimeoutMs);
+        return device;
       } catch (error) {
-        member.close();
+        await member.close();
         throw error;
       }
     } catch (error) {
@@ -211,7 +215,7 @@ export class TransitionalDevice extends GuestDevice {
   protected override async release(): Promise<void> {
     this.owner.off('lost', this.#onLost);
     this.owner.off('recovered', this.#onRecovered);
-    this.#member.close();
+    await this.#member.close();
     if (this.#ownsOwner) await this.owner.close();
   }
 

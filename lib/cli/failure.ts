@@ -17,7 +17,7 @@ const deepest = 4;
 
 /** Hints in terms of the command line, where the library's are about its API. */
 const hints: Readonly<Record<string, string>> = {
-  ERR_BACKEND_UNAVAILABLE: 'Only the SoftNIC can be served by this version: use --softnic.',
+  ERR_VFIO_TOKEN: 'Give the token with which the PF was opened: --vf-token UUID.',
 };
 
 export function describeFailure(error: unknown, depth = 0): Failure {

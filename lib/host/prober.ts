@@ -186,12 +186,18 @@ export function verdictOfOwnerFailure(owner: Bdf, error: unknown): Passthrough {
     case 'ERR_OWNER_FEATURES':
     case 'ERR_VIRTIO_CAPABILITIES':
       return noAdminQueue(owner, messageOf(error));
-    case 'ERR_BACKEND_UNAVAILABLE':
     case 'ERR_DEVICE_BUSY':
     case 'ERR_DEVICE_GONE':
     case 'ERR_IO':
     case 'ERR_NOT_PERMITTED':
     case 'ERR_NATIVE_LOAD':
+    case 'ERR_VFIO_GROUP_NOT_VIABLE':
+    case 'ERR_VFIO_NOT_BOUND':
+    case 'ERR_VFIO_NO_IOMMU':
+    case 'ERR_VFIO_PERMISSION':
+    case 'ERR_VFIO_TOKEN':
+    case 'ERR_VFIO_UNAVAILABLE':
+    case 'ERR_VFIO_UNSAFE_INTERRUPTS':
       return passthrough(
         'owner-no-access',
         `its PF ${owner} cannot be opened: ${messageOf(error)}`,

@@ -98,7 +98,7 @@ export class SoftNicHost implements Host {
   }
 
   /** Reads what sysfs tells about a function from the function itself. */
-  #learn(bdf: Bdf): FunctionFacts {
+  async #learn(bdf: Bdf): Promise<FunctionFacts> {
     let facts = this.#listed.get(bdf);
     if (facts === undefined) {
       const fn = this.open(bdf);
@@ -108,7 +108,7 @@ export class SoftNicHost implements Host {
           bars: [0, 1, 2, 3, 4, 5].map((index) => fn.region(index).size),
         };
       } finally {
-        fn.close();
+        await fn.close();
       }
       this.#listed.set(bdf, facts);
     }
@@ -123,7 +123,7 @@ export class SoftNicHost implements Host {
     for (const [index, bdf] of [this.owner, ...members].entries()) {
       const folder = join(devices, bdf);
       await mkdir(folder, { recursive: true });
-      await writeFacts(folder, this.#learn(bdf));
+      await writeFacts(folder, await this.#learn(bdf));
       await symlink(`../../drivers/${driver}`, join(folder, 'driver'));
       await symlink(`../../../../kernel/iommu_groups/${index}`, join(folder, 'iommu_group'));
       if (bdf !== this.owner) await symlink(`../${this.owner}`, join(folder, 'physfn'));

@@ -1,6 +1,6 @@
 // Many devices: each owner opened once, each device on its own socket, one failure beside the others.
 
-import { closed, nativeFailure, RetroVfError } from '../errors.js';
+import { closed, messageOf, nativeFailure, RetroVfError } from '../errors.js';
 import { parseBdf, type Bdf } from '../host/bdf.js';
 import type { Host } from '../host/host.js';
 import { judge, readSubject } from '../host/prober.js';
@@ -117,6 +117,25 @@ export class Service {
     await this.close();
   }
 
+  /** The host takes functions away, and waits until they are closed; the others go on. */
+  async #giveBack(served: readonly Served[], owner?: OwnerDevice): Promise<void> {
+    for (const { device } of served) {
+      device.log.warn('Device is closed: the host wants its function back');
+    }
+    try {
+      await Promise.all(served.map((each) => each.close()));
+      await Promise.all(served.map(({ device }) => device.close()));
+      await owner?.close();
+    } catch (error) {
+      (owner ?? served[0]?.device)?.log.error('Function is not given back', {
+        reason: messageOf(error),
+      });
+    }
+    const gone = new Set(served);
+    this.#served.splice(0, Infinity, ...this.#served.filter((each) => !gone.has(each)));
+    if (owner !== undefined) this.#owners.delete(owner.bdf);
+  }
+
   async #add(entry: ServiceEntry): Promise<void> {
     const { signal, accessTimeoutMs } = this.#options;
     signal?.throwIfAborted();
@@ -124,7 +143,9 @@ export class Service {
     try {
       device = await this.#open(entry);
       const timeout = accessTimeoutMs === undefined ? {} : { accessTimeoutMs };
-      this.#served.push(serve(device, { path: entry.path, ...timeout }));
+      const served = serve(device, { path: entry.path, ...timeout });
+      this.#served.push(served);
+      device.once('unplug-requested', () => void this.#giveBack([served]));
     } catch (error) {
       await device?.close();
       signal?.throwIfAborted();
@@ -165,6 +186,13 @@ export class Service {
         throw error;
       }
       this.#owners.set(address, owner);
+      const opened = owner;
+      owner.once('unplug-requested', () => {
+        const members = this.#served.filter(
+          ({ device }) => device.kind === 'transitional' && device.owner === opened,
+        );
+        void this.#giveBack(members, opened);
+      });
     }
     return owner;
   }

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Sysfs } from '../../lib/host/sysfs.js';
 import type { Host } from '../../lib/host/host.js';
-import { backendUnavailable } from '../../lib/errors.js';
+import { noSuchDevice } from '../../lib/errors.js';
 
 export interface FunctionFiles {
   /** Text of files; a nested name makes folders. */
@@ -96,7 +96,7 @@ export function hostOf(sysfs: Sysfs): Host {
     sysfs,
     openableDrivers: ['vfio-pci'],
     open: (bdf) => {
-      throw backendUnavailable(bdf);
+      throw noSuchDevice(bdf);
     },
     close: async () => {},
   };

@@ -4,7 +4,7 @@ import { mkdir, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
 import { probe, type PassthroughReason } from '../../lib/host/prober.js';
-import { VfioHost } from '../../lib/host/host.js';
+import { VfioHost } from '../../lib/host/vfio.js';
 import { parseBdf } from '../../lib/host/bdf.js';
 import {
   hostOf,
@@ -166,7 +166,7 @@ test('a function asked for by address that does not exist is an error', async (t
 test('an owner that cannot be opened is a verdict, not an error', async (t) => {
   const { sysfs, remove } = await sysfsTree(nic());
   t.teardown(remove);
-  const { functions } = await probe(new VfioHost(sysfs), { open: true });
+  const { functions } = await probe(new VfioHost({ sysfs }), { open: true });
   const verdicts = functions
     .slice(1)
     .map(({ verdict }) => (verdict.kind === 'passthrough' ? verdict.reason : verdict.kind));

@@ -76,7 +76,7 @@ test('a PF without an admin queue is refused', async (t) => {
   const host = await softNic(t, { adminOpcodes: 0 });
   const error = await t.throwsAsync<RetroVfError>(OwnerDevice.open(host, host.owner));
   t.like(error, { code: 'ERR_OWNER_NO_ADMIN_VQ', bdf: host.owner });
-  host.open(host.owner).close(); // given back
+  await host.open(host.owner).close(); // given back
 });
 
 test('an owner can be opened once, and again after it was closed', async (t) => {
@@ -96,7 +96,7 @@ const badOption = test.macro({
       OwnerDevice.open(host, host.owner, { [name]: value }),
     );
     t.like(error, { code: 'ERR_ARGUMENT', detail: { name, value } });
-    host.open(host.owner).close();
+    await host.open(host.owner).close();
   },
 });
 test(badOption, 'commandTimeoutMs', 0);
@@ -365,7 +365,7 @@ test('closing during a recovery waits for it, and the owner ends closed', async 
   await owner.close();
   await recovering;
   t.is(owner.state.kind, 'closed');
-  host.open(host.owner).close();
+  await host.open(host.owner).close();
 });
 
 test('an owner that is lost can be closed', async (t) => {
@@ -383,5 +383,5 @@ test('await using closes the owner', async (t) => {
     await using owner = await OwnerDevice.open(host, host.owner);
     t.is(owner.state.kind, 'ready');
   }
-  host.open(host.owner).close();
+  await host.open(host.owner).close();
 });

@@ -238,7 +238,7 @@ test('a device that cannot be served stands in failures, and the others are serv
     all.served.map(({ device }) => device.bdf),
     [host.members()[1]!],
   );
-  host.open(host.members()[0]!).close(); // the third was given back
+  await host.open(host.members()[0]!).close(); // the third was given back
 });
 
 test('a VF that does not qualify is served as plain passthrough, and says why', async (t) => {
@@ -277,7 +277,7 @@ test('closing a service gives everything back and removes the sockets', async (t
   const sessions: readonly Served[] = all.served;
   await Promise.all([all.close(), all.close()]);
   t.false(sessions.some(({ path }) => existsSync(path)));
-  for (const bdf of [host.owner, ...host.members()]) host.open(bdf).close();
+  for (const bdf of [host.owner, ...host.members()]) await host.open(bdf).close();
 });
 
 test('a service recovers its lost owners in one call', async (t) => {
@@ -301,5 +301,5 @@ test('an aborted start closes what was opened and throws the signal’s reason',
     signal: AbortSignal.abort(reason),
   });
   await t.throwsAsync(starting, { is: reason });
-  host.open(host.owner).close();
+  await host.open(host.owner).close();
 });

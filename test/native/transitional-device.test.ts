@@ -181,7 +181,7 @@ testProp(
       const bdf = memberOf(host);
       const fn = host.open(host.members()[0]!);
       const raw = fn.configRead(0, 256);
-      fn.close();
+      await fn.close();
       const device = await TransitionalDevice.open(host, bdf, { presentation });
       const model = new ConfigView(raw, device.overlay);
       // Bytes that are all ours, or the guest could change the device itself.
@@ -398,7 +398,7 @@ const unfit = test.macro({
     t.like(device.stats(), { kind: 'passthrough', reason });
     t.deepEqual(device.configRead(0, 4), Buffer.of(0xf4, 0x1a, 0x41, 0x10), 'as it is');
     t.is(device.regionInfo(0).size, 0);
-    host.open(host.owner).close(); // the PF was given back
+    await host.open(host.owner).close(); // the PF was given back
   },
 });
 test(unfit, 0, 'owner-no-admin-vq');

@@ -87,7 +87,7 @@ impl Kick {
             cpu: Some(Placement::Across.server_cpu()),
         };
         let (engine, thread) = thread_of("retrovf-doorbell", || Ok(Engine::with(options)?))?;
-        let target = NotifyTarget::Word(Arc::new(word));
+        let target = NotifyTarget::word(Arc::new(word));
         let kicks = Arc::new(AtomicU64::new(0));
         let forward = engine.forward(target, QueueIndex(QUEUE), kicks)?;
         Ok(Self {

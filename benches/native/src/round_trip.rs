@@ -113,7 +113,7 @@ impl Requests {
             config_size: 256,
             msix_capability: None,
             bar0_size: Some(32),
-            notify: Some(NotifyTarget::Word(Arc::new(word))),
+            notify: Some(NotifyTarget::word(Arc::new(word))),
             queues: 2,
         };
         let device = ServedDevice::new(config, Arc::new(Nobody))?;

@@ -91,7 +91,7 @@ impl NotifyOptions<'_> {
                 let member = whole(*member, "Member id")?;
                 let doorbell = CommandDoorbell::new(queue.get()?, member, queues);
                 Ok((
-                    NotifyTarget::Device(Arc::clone(&doorbell) as _),
+                    NotifyTarget::device(Arc::clone(&doorbell) as _),
                     Some(doorbell),
                 ))
             }
@@ -117,6 +117,8 @@ pub struct ServedDeviceOptions<'a> {
 pub struct DeviceCounters {
     pub notifies: f64,
     pub notifies_forwarded: f64,
+    pub kernel_doorbells: f64,
+    pub engine_doorbells: f64,
     pub control_reads: f64,
     pub control_writes: f64,
     pub gated_accesses: f64,
@@ -313,6 +315,8 @@ impl ServedDevice {
         Ok(DeviceCounters {
             notifies: counters.notifies as f64,
             notifies_forwarded: counters.notifies_forwarded as f64,
+            kernel_doorbells: counters.kernel_doorbells as f64,
+            engine_doorbells: counters.engine_doorbells as f64,
             control_reads: counters.control_reads as f64,
             control_writes: counters.control_writes as f64,
             gated_accesses: counters.gated_accesses as f64,

@@ -89,6 +89,7 @@ macro_rules! coded {
 coded!(
     retrovf_pci::Error,
     retrovf_softnic::Error,
+    retrovf_vfio::Error,
     retrovf_virtio::Error,
     retrovf_vfio_user::Error,
     retrovf_guest::Error

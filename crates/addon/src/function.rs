@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use napi::bindgen_prelude::{AsyncTask, Buffer};
+use napi::bindgen_prelude::{AsyncTask, Buffer, Function as Callback, Status};
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
-use retrovf_pci::{Function, IrqIndex, Region, RegionInfo};
+use retrovf_pci::{Bdf, Function, IrqIndex, Region, RegionInfo};
+use retrovf_vfio::{Event, OpenOptions, Roots, Token, Via};
 
 use crate::failure::{Failure, Result, Throw};
 use crate::job::{promise, Job};
@@ -49,6 +51,52 @@ impl From<RegionInfo> for NativeRegionInfo {
     }
 }
 
+/// How to open a function of the host.
+#[napi(object)]
+pub struct VfioOptions {
+    pub via: Option<String>,
+    pub vf_token: Option<String>,
+    pub sys: Option<String>,
+    pub dev: Option<String>,
+}
+
+impl TryFrom<VfioOptions> for OpenOptions {
+    type Error = Failure;
+
+    fn try_from(options: VfioOptions) -> std::result::Result<Self, Failure> {
+        let Roots { sys, dev } = Roots::default();
+        Ok(Self {
+            via: match options.via.as_deref() {
+                None | Some("auto") => Via::Auto,
+                Some("group") => Via::Group,
+                Some("cdev") => Via::Cdev,
+                Some(other) => {
+                    return Err(Failure::invalid(format!("The way {other:?} is not known")))
+                }
+            },
+            token: options
+                .vf_token
+                .map(|text| text.parse::<Token>())
+                .transpose()
+                .map_err(|error| Failure::invalid(error.to_string()))?,
+            roots: Roots {
+                sys: options.sys.map_or(sys, Into::into),
+                dev: options.dev.map_or(dev, Into::into),
+            },
+        })
+    }
+}
+
+/// Events that wait for the event loop; they are repeated or of no more use.
+const EVENT_QUEUE: usize = 16;
+/// Does not keep the process alive: whoever holds the function does.
+type OnEvent = ThreadsafeFunction<String, (), String, Status, false, true, EVENT_QUEUE>;
+
+pub fn bdf(text: &str) -> std::result::Result<Bdf, Failure> {
+    text.parse()
+        .map_err(|error| Failure::new("ERR_BDF_SYNTAX", format!("{error}")))
+}
+
 #[napi]
 pub struct PciFunction {
     bdf: String,
@@ -72,6 +120,34 @@ impl PciFunction {
 
 #[napi]
 impl PciFunction {
+    /// Opens a function of the host, which resets it.
+    #[napi]
+    pub fn open(
+        address: String,
+        options: VfioOptions,
+        on_event: Callback<'_, String, ()>,
+    ) -> Result<AsyncTask<Job<Self>>> {
+        let address = bdf(&address).or_throw()?;
+        let options = OpenOptions::try_from(options).or_throw()?;
+        let on_event: OnEvent = on_event
+            .build_threadsafe_function()
+            .weak::<true>()
+            .max_queue_size::<EVENT_QUEUE>()
+            .build()
+            .or_throw()?;
+        let forward = move |event| {
+            let name = match event {
+                Event::UnplugRequested => "unplug-requested",
+                Event::DeviceError => "device-error",
+            };
+            on_event.call(name.to_owned(), ThreadsafeFunctionCallMode::NonBlocking);
+        };
+        Ok(promise(move || {
+            let function = retrovf_vfio::open(address, &options, forward)?;
+            Ok::<_, retrovf_vfio::Error>(Self::new(function))
+        }))
+    }
+
     #[napi(getter)]
     pub fn bdf(&self) -> String {
         self.bdf.clone()
@@ -141,8 +217,13 @@ impl PciFunction {
         Ok(promise(move || function.reset()))
     }
 
+    /// Gives the function back; a reset goes with it, which takes its time.
     #[napi]
-    pub fn close(&mut self) {
-        self.function = None;
+    pub fn close(&mut self) -> AsyncTask<Job<()>> {
+        let function = self.function.take();
+        promise(move || {
+            drop(function);
+            Ok::<_, Failure>(())
+        })
     }
 }

@@ -15,6 +15,7 @@ use crate::job::{promise, Job};
 pub struct ConnectOptions {
     pub shared_memory: Option<bool>,
     pub msix: Option<bool>,
+    pub ioeventfds: Option<bool>,
 }
 
 #[napi(object)]
@@ -102,10 +103,12 @@ impl LegacyGuest {
             let options = options.unwrap_or(ConnectOptions {
                 shared_memory: None,
                 msix: None,
+                ioeventfds: None,
             });
             let options = GuestOptions {
                 shared_memory: options.shared_memory.unwrap_or(true),
                 msix: options.msix.unwrap_or(true),
+                ioeventfds: options.ioeventfds.unwrap_or(false),
                 ..GuestOptions::default()
             };
             let guest = Guest::connect(&path, options)?;

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use napi::bindgen_prelude::Buffer;
 use napi_derive::napi;
-use retrovf_pci::Bdf;
 use retrovf_softnic::{CommandFilter, Config, Fault, NotifyEntries, SoftNic as Nic, Uplink};
 
 use crate::failure::{Failure, Result, Throw};
-use crate::function::PciFunction;
+use crate::function::{bdf, PciFunction};
 
 #[napi(object)]
 pub struct UplinkOptions {
@@ -57,11 +56,6 @@ type Checked<T> = std::result::Result<T, Failure>;
 
 fn word(value: u32, what: &str) -> Checked<u16> {
     u16::try_from(value).map_err(|_| Failure::invalid(format!("{what} {value} exceeds 65535")))
-}
-
-fn bdf(text: &str) -> Checked<Bdf> {
-    text.parse()
-        .map_err(|error| Failure::new("ERR_BDF_SYNTAX", format!("{error}")))
 }
 
 fn mac(text: &str) -> Checked<[u8; 6]> {

@@ -35,7 +35,7 @@ fn kicks_allocate_nothing() {
     let bar = SharedMemory::anonymous(4096).unwrap();
     let word = Arc::new(MappedWord::map(bar.fd(), 0).unwrap());
     let kicks = Arc::new(AtomicU64::new(0));
-    let target = NotifyTarget::Word(word);
+    let target = NotifyTarget::word(word);
     let forward = engine
         .forward(target, QueueIndex(1), Arc::clone(&kicks))
         .unwrap();

@@ -43,7 +43,7 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
 
 fn forward(engine: &Arc<Engine>, device: &Arc<Device>, queue: u16) -> (Forward, Arc<AtomicU64>) {
     let kicks = Arc::new(AtomicU64::new(0));
-    let target = NotifyTarget::Device(Arc::clone(device) as Arc<dyn Doorbell>);
+    let target = NotifyTarget::device(Arc::clone(device) as Arc<dyn Doorbell>);
     let forward = engine
         .forward(target, QueueIndex(queue), Arc::clone(&kicks))
         .unwrap();
@@ -116,7 +116,7 @@ fn the_thread_runs_on_the_cpu_that_was_asked_for() {
     };
     let device = Arc::new(Names(Mutex::default()));
     let engine = Engine::with(options(last)).unwrap();
-    let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+    let target = NotifyTarget::device(Arc::clone(&device) as Arc<dyn Doorbell>);
     let forward = engine
         .forward(target, QueueIndex(0), Arc::default())
         .unwrap();
@@ -146,7 +146,7 @@ fn an_adaptive_thread_falls_asleep_after_its_time_and_a_busy_one_does_not() {
     let state = |mode| {
         let engine = Engine::with(EngineOptions { mode, cpu: None }).unwrap();
         let device = Arc::new(Thread(AtomicU64::new(0)));
-        let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+        let target = NotifyTarget::device(Arc::clone(&device) as Arc<dyn Doorbell>);
         let forward = engine
             .forward(target, QueueIndex(0), Arc::default())
             .unwrap();
@@ -188,7 +188,7 @@ fn a_kick_stores_the_queue_index_in_the_word_of_a_mapped_bar() {
     let word = Arc::new(MappedWord::map(bar.fd(), 4096 + 8).unwrap());
     let kicks = Arc::new(AtomicU64::new(0));
     let forward = engine
-        .forward(NotifyTarget::Word(word), QueueIndex(3), Arc::clone(&kicks))
+        .forward(NotifyTarget::word(word), QueueIndex(3), Arc::clone(&kicks))
         .unwrap();
     assert_eq!(bar.load_u16(4096 + 8).unwrap(), 0);
     kick(forward.fd());
@@ -303,7 +303,7 @@ fn a_target_may_drop_its_own_forward_and_the_engine_from_within_a_ring() {
         done: Arc::clone(&done),
     });
     let weak = Arc::downgrade(&device);
-    let target = NotifyTarget::Device(Arc::clone(&device) as Arc<dyn Doorbell>);
+    let target = NotifyTarget::device(Arc::clone(&device) as Arc<dyn Doorbell>);
     let forward = engine
         .forward(target, QueueIndex(0), Arc::default())
         .unwrap();

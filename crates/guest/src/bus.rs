@@ -1,7 +1,11 @@
 //! Register accesses over the client, and the record of them.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use retrovf_pci::Error;
+use retrovf_spec::legacy::QUEUE_NOTIFY;
+use retrovf_vfio_user::wire::{IO_FD_DATAMATCH, IO_FD_IOEVENTFD};
 use retrovf_vfio_user::Client;
 
 use crate::Result;
@@ -49,6 +53,8 @@ const TRACE_LIMIT: usize = 4096;
 pub(crate) struct Bus {
     pub(crate) client: Client,
     pub(crate) tracing: bool,
+    /// Queue indexes whose write to Queue Notify is a signal of an eventfd instead, as KVM makes it.
+    ioeventfds: Vec<(u16, OwnedFd)>,
     trace: Vec<Access>,
 }
 
@@ -57,7 +63,33 @@ impl Bus {
         Self {
             client,
             tracing: true,
+            ioeventfds: Vec::new(),
             trace: Vec::new(),
+        }
+    }
+
+    /// Takes the eventfds that the server offers for Queue Notify.
+    pub(crate) fn take_ioeventfds(&mut self) -> Result<()> {
+        let offered = self.client.region_io_fds(AccessRegion::Bar0.index())?;
+        let usable = offered.into_iter().filter_map(|(entry, fd)| {
+            let fits = entry.kind == IO_FD_IOEVENTFD
+                && entry.flags & IO_FD_DATAMATCH != 0
+                && (entry.offset, entry.size) == (QUEUE_NOTIFY, 2);
+            Some((u16::try_from(entry.datamatch).ok().filter(|_| fits)?, fd))
+        });
+        self.ioeventfds = usable.collect();
+        Ok(())
+    }
+
+    /// Writes Queue Notify.
+    pub(crate) fn notify(&mut self, queue: u16) -> Result<()> {
+        match self.ioeventfds.iter().find(|(index, _)| *index == queue) {
+            Some((_, fd)) => {
+                let signalled = rustix::io::write(fd, &1u64.to_ne_bytes());
+                signalled.map_err(Error::io("Signalling a notification"))?;
+                Ok(())
+            }
+            None => self.write16(AccessRegion::Bar0, QUEUE_NOTIFY, queue),
         }
     }
 

@@ -197,7 +197,7 @@ impl Driver {
     }
 
     fn notify(&mut self, queue: u16) -> Result<()> {
-        self.bus.write16(BAR0, legacy::QUEUE_NOTIFY, queue)
+        self.bus.notify(queue)
     }
 
     /// One read of the status register.
@@ -257,7 +257,7 @@ fn bring_up(
     let (tx, tx_size) = set_up_queue(bus, ram, TX, header, interrupts.as_ref())?;
     add_status(bus, status::DRIVER_OK)?;
     rx.lend_all()?;
-    bus.write16(BAR0, legacy::QUEUE_NOTIFY, RX)?;
+    bus.notify(RX)?;
     let started = Started {
         offered,
         accepted,

@@ -23,6 +23,8 @@ pub struct GuestOptions {
     pub shared_memory: bool,
     /// Interrupts by MSI-X if the device has it, otherwise the driver polls.
     pub msix: bool,
+    /// Notifications by the eventfds that the server offers, if it does.
+    pub ioeventfds: bool,
     /// How long the server may take to answer.
     pub timeout: Duration,
 }
@@ -32,6 +34,7 @@ impl Default for GuestOptions {
         Self {
             shared_memory: true,
             msix: true,
+            ioeventfds: false,
             timeout: Duration::from_secs(5),
         }
     }
@@ -67,8 +70,12 @@ impl Guest {
         if flags & DEVICE_RESETS != 0 {
             client.reset()?;
         }
+        let mut bus = Bus::new(client);
+        if options.ioeventfds {
+            bus.take_ioeventfds()?;
+        }
         Ok(Self {
-            driver: Driver::new(Bus::new(client), ram),
+            driver: Driver::new(bus, ram),
             msix: options.msix,
             identity: None,
             stack: None,
@@ -137,7 +144,8 @@ impl Guest {
         self.measure(count, Driver::read_status)
     }
 
-    /// Times `count` writes of the notify register, each from request to answer.
+    /// Times `count` writes of the notify register, each from request to answer, or signals of its
+    /// eventfd.
     pub fn measure_notify(&mut self, count: u32) -> Result<Snapshot> {
         self.measure(count, Driver::notify_idle)
     }

@@ -72,10 +72,17 @@ pub struct DmaMapping {
 ///
 /// Mappings come and go from one thread while the device works on others. Removing a mapping waits
 /// for copies under way (short), never for a remote peer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DmaSpace {
     maps: RwLock<BTreeMap<u64, DmaMapping>>,
     halted: AtomicBool,
+    limit: usize,
+}
+
+impl Default for DmaSpace {
+    fn default() -> Self {
+        Self::with_limit(MAX_MAPPINGS)
+    }
 }
 
 /// As many mappings as `dma_entry_limit` of the kernel's type1 driver allows by default.
@@ -85,6 +92,15 @@ impl DmaSpace {
     /// An empty address space.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty address space for so many mappings.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            maps: RwLock::default(),
+            halted: AtomicBool::new(false),
+            limit,
+        }
     }
 
     /// Adds a mapping; it may not overlap another.
@@ -106,10 +122,8 @@ impl DmaSpace {
         if before.is_some_and(|(start, other)| start + other.size > iova) {
             return Err(Error::DmaOverlap { iova, size });
         }
-        if maps.len() >= MAX_MAPPINGS {
-            return Err(Error::DmaLimit {
-                limit: MAX_MAPPINGS,
-            });
+        if maps.len() >= self.limit {
+            return Err(Error::DmaLimit { limit: self.limit });
         }
         maps.insert(iova, mapping);
         Ok(())
@@ -117,28 +131,23 @@ impl DmaSpace {
 
     /// Removes all mappings inside the range and returns their bytes; refuses to cut one.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64> {
-        // A range may end at 2^64 exactly, which a u64 cannot say: compare last bytes.
-        let Some(last) = size.checked_sub(1).and_then(|n| iova.checked_add(n)) else {
-            return Err(Error::DmaRange { iova, size });
-        };
         let mut maps = self.write_maps();
-        let cuts_front = maps
-            .range(..iova)
-            .next_back()
-            .is_some_and(|(start, map)| start + (map.size - 1) >= iova);
-        let cuts_back = maps
-            .range(iova..=last)
-            .next_back()
-            .is_some_and(|(start, map)| start + (map.size - 1) > last);
-        if cuts_front || cuts_back {
-            return Err(Error::DmaRange { iova, size });
+        let doomed = inside(&maps, iova, size)?;
+        for (start, _) in &doomed {
+            maps.remove(start);
         }
-        let doomed: Vec<u64> = maps.range(iova..=last).map(|(start, _)| *start).collect();
-        Ok(doomed
-            .iter()
-            .filter_map(|start| maps.remove(start))
-            .map(|map| map.size)
-            .sum())
+        Ok(doomed.iter().map(|(_, size)| size).sum())
+    }
+
+    /// Start and size of each mapping inside the range; as [`DmaSpace::unmap`], refuses to cut one.
+    pub fn within(&self, iova: u64, size: u64) -> Result<Vec<(u64, u64)>> {
+        inside(&self.read_maps(), iova, size)
+    }
+
+    /// Start and size of each mapping.
+    pub fn mappings(&self) -> Vec<(u64, u64)> {
+        let maps = self.read_maps();
+        maps.iter().map(|(start, map)| (*start, map.size)).collect()
     }
 
     /// Removes all mappings.
@@ -295,6 +304,26 @@ impl DmaSpace {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn inside(maps: &BTreeMap<u64, DmaMapping>, iova: u64, size: u64) -> Result<Vec<(u64, u64)>> {
+    // A range may end at 2^64 exactly, which a u64 cannot say: compare last bytes.
+    let Some(last) = size.checked_sub(1).and_then(|n| iova.checked_add(n)) else {
+        return Err(Error::DmaRange { iova, size });
+    };
+    let cuts_front = maps
+        .range(..iova)
+        .next_back()
+        .is_some_and(|(start, map)| start + (map.size - 1) >= iova);
+    let cuts_back = maps
+        .range(iova..=last)
+        .next_back()
+        .is_some_and(|(start, map)| start + (map.size - 1) > last);
+    if cuts_front || cuts_back {
+        return Err(Error::DmaRange { iova, size });
+    }
+    let found = maps.range(iova..=last);
+    Ok(found.map(|(start, map)| (*start, map.size)).collect())
 }
 
 enum Place<'a> {

@@ -36,6 +36,19 @@ pub enum Error {
     /// More DMA mappings than the limit.
     #[error("More than {limit} DMA mappings")]
     DmaLimit { limit: usize },
+    /// A DMA range that the host's IOMMU cannot serve, such as the window of MSI addresses.
+    #[error(
+        "DMA range {iova:#x}+{size:#x} cannot be mapped for {bdf}: the host reserves part of it"
+    )]
+    DmaReserved { bdf: Bdf, iova: u64, size: u64 },
+    /// The memory would have to be locked, and the limit does not allow it.
+    #[error(
+        "Locking {size:#x} bytes for DMA of {bdf} exceeds the limit on locked memory ({limit} bytes)"
+    )]
+    DmaLocked { bdf: Bdf, size: u64, limit: u64 },
+    /// Memory of another process without a file descriptor, out of a real device's reach.
+    #[error("DMA range {iova:#x}+{size:#x} came without a file descriptor: {bdf} cannot reach it")]
+    DmaNotShared { bdf: Bdf, iova: u64, size: u64 },
     /// The device touched memory that is not mapped, or not for this direction.
     #[error("DMA access of {len} bytes at {iova:#x} met no usable mapping")]
     DmaFault { iova: u64, len: u64 },
@@ -71,8 +84,12 @@ impl Error {
             Self::OutOfRange { .. }
             | Self::Irq { .. }
             | Self::DmaRange { .. }
+            | Self::DmaReserved { .. }
             | Self::NoSuchRegion { .. } => libc::EINVAL,
-            Self::NotMappable { .. } | Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::NotMappable { .. } | Self::Unsupported { .. } | Self::DmaNotShared { .. } => {
+                libc::EOPNOTSUPP
+            }
+            Self::DmaLocked { .. } => libc::ENOMEM,
             Self::DmaOverlap { .. } => libc::EEXIST,
             Self::DmaLimit { .. } => libc::ENOSPC,
             Self::DmaFault { .. } => libc::EFAULT,
@@ -91,9 +108,12 @@ impl Error {
             Self::NoSuchRegion { .. } => "ERR_NO_SUCH_REGION",
             Self::NotMappable { .. } => "ERR_NOT_MAPPABLE",
             Self::Irq { .. } => "ERR_IRQ",
-            Self::DmaOverlap { .. } | Self::DmaRange { .. } | Self::DmaLimit { .. } => {
+            Self::DmaOverlap { .. } | Self::DmaRange { .. } | Self::DmaReserved { .. } => {
                 "ERR_DMA_MAP"
             }
+            Self::DmaLimit { .. } => "ERR_DMA_LIMIT",
+            Self::DmaLocked { .. } => "ERR_DMA_LOCKED",
+            Self::DmaNotShared { .. } => "ERR_DMA_NOT_SHARED",
             Self::DmaFault { .. } => "ERR_DMA_FAULT",
             Self::Gone { .. } => "ERR_DEVICE_GONE",
             Self::Unsupported { .. } => "ERR_UNSUPPORTED",

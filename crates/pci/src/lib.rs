@@ -24,6 +24,6 @@ pub use error::{io_code, Error, Result};
 pub use function::{Function, Region, RegionInfo};
 pub use irq::{Interrupt, IrqAction, IrqIndex, IrqInfo, IrqRequest, Vectors};
 pub use mapping::{MappedWord, SharedMemory};
-pub use notify::{Doorbell, NotifyTarget, QueueIndex};
+pub use notify::{Armed, Doorbell, KernelDoorbell, NotifyTarget, QueueIndex};
 pub use overlay::{ConfigWrite, Overlay, OverlayRow, Written};
 pub use registers::Registers;

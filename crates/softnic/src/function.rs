@@ -307,7 +307,7 @@ impl Function for Handle {
         let what = "notifications at this address";
         let here = region == Region::bar(layout::VIRTIO_BAR) && offset.is_multiple_of(2);
         match self.notify_words(offset).filter(|_| here) {
-            Some(bell) => Ok(NotifyTarget::Device(Arc::new(bell))),
+            Some(bell) => Ok(NotifyTarget::device(Arc::new(bell))),
             None => Err(Error::Unsupported { bdf, what }),
         }
     }

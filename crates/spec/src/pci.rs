@@ -44,6 +44,12 @@ pub const BAR_IO: u32 = 1;
 /// BAR: a 64-bit memory register (bits 2..1 = 10b).
 pub const BAR_MEMORY_64: u32 = 0b100;
 
+/// Capability id: power management.
+pub const CAP_POWER: u8 = 0x01;
+/// Power management control and status, relative to the capability.
+pub const POWER_CONTROL: usize = 4;
+/// Power management control: the power state, 0 for D0.
+pub const POWER_CONTROL_STATE: u16 = 0b11;
 /// Capability id: MSI-X.
 pub const CAP_MSIX: u8 = 0x11;
 /// Capability id: vendor specific (virtio's structures).

@@ -96,10 +96,7 @@ impl Core {
         }
         let backing = match fds.pop() {
             Some(fd) => self.files.backing(fd, offset, size, access),
-            None => {
-                self.remote_memory = true;
-                Ok(DmaBacking::Remote(self.link.clone()))
-            }
+            None => Ok(DmaBacking::Remote(self.link.clone())),
         };
         let backing = backing.map_err(|error| self.refused("DMA_MAP", &error))?;
         let mapping = DmaMapping {
@@ -107,9 +104,31 @@ impl Core {
             access,
             backing,
         };
+        let shared = matches!(mapping.backing, DmaBacking::Shared { .. });
         let mapped = self.device.member.dma_map(iova, mapping);
-        mapped.map_err(|error| self.refused("DMA_MAP", &error))?;
+        mapped.map_err(|error| self.unmapped(&error))?;
+        self.shares_memory |= shared;
+        self.remote_memory |= !shared;
         Ok(Reply::Header)
+    }
+
+    /// Without its memory a guest's device works on nothing, so the operator hears of it, once.
+    fn unmapped(&mut self, error: &retrovf_pci::Error) -> i32 {
+        let grave = match error {
+            // A guest whose memory is shared has ROMs and the like that are not.
+            retrovf_pci::Error::DmaNotShared { .. } => !self.shares_memory,
+            retrovf_pci::Error::DmaLimit { .. } | retrovf_pci::Error::DmaLocked { .. } => true,
+            _ => false,
+        };
+        if grave && !self.complained {
+            self.complained = true;
+            log::warn!(
+                "{}: Guest memory is out of the device's reach ({}): {error}",
+                self.device.member.bdf(),
+                error.code()
+            );
+        }
+        self.refused("DMA_MAP", error)
     }
 
     /// Answers with the request, as the specification wants it. The range may cover several maps,

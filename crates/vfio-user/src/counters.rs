@@ -9,6 +9,9 @@ pub(crate) struct Counters {
     pub(crate) notifies: AtomicU64,
     /// Shared with the doorbell engine.
     pub(crate) notifies_forwarded: Arc<AtomicU64>,
+    /// How many eventfds the kernel forwards at this moment, and how many the engine.
+    pub(crate) kernel_doorbells: Arc<AtomicU64>,
+    pub(crate) engine_doorbells: Arc<AtomicU64>,
     pub(crate) control_reads: AtomicU64,
     pub(crate) control_writes: AtomicU64,
     pub(crate) gated_accesses: AtomicU64,
@@ -24,8 +27,13 @@ pub(crate) struct Counters {
 pub struct DeviceCounters {
     /// Notifications by message or by call.
     pub notifies: u64,
-    /// Notifications by eventfd (GET_REGION_IO_FDS).
+    /// Notifications by eventfd (GET_REGION_IO_FDS) that the engine forwarded; what the kernel
+    /// forwards, nobody sees.
     pub notifies_forwarded: u64,
+    /// Queues of the present client that the kernel forwards.
+    pub kernel_doorbells: u64,
+    /// Queues of the present client that the engine forwards.
+    pub engine_doorbells: u64,
     /// BAR0 reads that went to the control plane.
     pub control_reads: u64,
     /// BAR0 writes that went to the control plane.
@@ -54,6 +62,8 @@ impl Counters {
         DeviceCounters {
             notifies: get(&self.notifies),
             notifies_forwarded: get(&self.notifies_forwarded),
+            kernel_doorbells: get(&self.kernel_doorbells),
+            engine_doorbells: get(&self.engine_doorbells),
             control_reads: get(&self.control_reads),
             control_writes: get(&self.control_writes),
             gated_accesses: get(&self.gated_accesses),

@@ -1,9 +1,11 @@
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use retrovf_doorbell::{Engine, Forward};
-use retrovf_pci::QueueIndex;
+use retrovf_pci::{Armed, NotifyTarget, QueueIndex};
 use retrovf_spec::legacy::QUEUE_NOTIFY;
+use rustix::event::{eventfd, EventfdFlags};
 
 use crate::device::ServedDevice;
 use crate::wire::{IO_FD_DATAMATCH, IO_FD_IOEVENTFD, IO_FD_PIO, IO_FD_SIZE};
@@ -12,7 +14,28 @@ use crate::wire::{IO_FD_DATAMATCH, IO_FD_IOEVENTFD, IO_FD_PIO, IO_FD_SIZE};
 /// made when first asked for, ended with the session.
 #[derive(Default)]
 pub(crate) struct IoFds {
-    forwards: Vec<(Forward, Arc<OwnedFd>)>,
+    forwards: Vec<Forwarded>,
+}
+
+/// Who turns the signals of an eventfd into notifications.
+enum Forwarder {
+    /// The kernel, without a wake-up of this process.
+    Kernel { _armed: Armed },
+    /// The thread of the engine.
+    Engine { _forward: Forward },
+}
+
+struct Forwarded {
+    fd: Arc<OwnedFd>,
+    _forwarder: Forwarder,
+    /// Counts those alike.
+    gauge: Arc<AtomicU64>,
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        self.gauge.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One engine, and so one thread, forwards for all devices of the process.
@@ -39,13 +62,62 @@ impl IoFds {
             let Ok(queue) = u16::try_from(self.forwards.len()).map(QueueIndex) else {
                 break;
             };
-            let kicks = Arc::clone(&device.counters.notifies_forwarded);
-            let forward = engine()?.forward(target.clone(), queue, kicks)?;
-            let fd = forward.fd().try_clone_to_owned()?;
-            self.forwards.push((forward, Arc::new(fd)));
+            self.forwards.push(Forwarded::new(device, target, queue)?);
         }
         let fds = self.forwards.iter().take(count);
-        Ok(fds.map(|(_, fd)| Arc::clone(fd)).collect())
+        Ok(fds.map(|forwarded| Arc::clone(&forwarded.fd)).collect())
+    }
+}
+
+impl Forwarded {
+    fn new(
+        device: &ServedDevice,
+        target: &NotifyTarget,
+        queue: QueueIndex,
+    ) -> std::io::Result<Self> {
+        let counters = &device.counters;
+        let (fd, forwarder, gauge) = match in_kernel(device, target, queue)? {
+            Some(armed) => {
+                let fd = Arc::clone(armed.fd());
+                let gauge = &counters.kernel_doorbells;
+                (fd, Forwarder::Kernel { _armed: armed }, gauge)
+            }
+            None => {
+                let kicks = Arc::clone(&counters.notifies_forwarded);
+                let forward = engine()?.forward(target.clone(), queue, kicks)?;
+                let fd = Arc::new(forward.fd().try_clone_to_owned()?);
+                let forwarder = Forwarder::Engine { _forward: forward };
+                (fd, forwarder, &counters.engine_doorbells)
+            }
+        };
+        gauge.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            fd,
+            _forwarder: forwarder,
+            gauge: Arc::clone(gauge),
+        })
+    }
+}
+
+/// Has the kernel forward the queue, if the device has that way and the kernel room for it.
+fn in_kernel(
+    device: &ServedDevice,
+    target: &NotifyTarget,
+    queue: QueueIndex,
+) -> std::io::Result<Option<Armed>> {
+    // Without blocking: the kernel consumes the signals, but whoever holds the descriptor may read.
+    let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    match target.arm(queue, &fd) {
+        Some(Ok(armed)) => Ok(Some(armed)),
+        Some(Err(error)) => {
+            let bdf = device.member.bdf();
+            log::debug!(
+                "{bdf}: Queue {} is forwarded in user space: {error}",
+                queue.0
+            );
+            Ok(None)
+        }
+        None => Ok(None),
     }
 }
 

@@ -49,6 +49,10 @@ pub(crate) struct Core {
     pub(crate) files: MemoryFiles,
     /// The client has mapped memory that is reached by messages.
     pub(crate) remote_memory: bool,
+    /// The client has mapped memory that is reached by a file.
+    pub(crate) shares_memory: bool,
+    /// The operator was told that the device cannot reach the client's memory.
+    pub(crate) complained: bool,
     /// The reply under construction: room for the header, then the payload.
     pub(crate) buffer: Vec<u8>,
 }
@@ -102,6 +106,8 @@ impl Session {
             io_fds: IoFds::default(),
             files: MemoryFiles::default(),
             remote_memory: false,
+            shares_memory: false,
+            complained: false,
             buffer: Vec::new(),
         };
         Self { receiver, core }

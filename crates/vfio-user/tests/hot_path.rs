@@ -64,7 +64,7 @@ fn a_kick_is_rung_without_an_allocation_or_the_control_plane() {
         config_size: 256,
         msix_capability: None,
         bar0_size: Some(32),
-        notify: Some(NotifyTarget::Device(rings.clone())),
+        notify: Some(NotifyTarget::device(rings.clone())),
         queues: 2,
     };
     let device = ServedDevice::new(config, Arc::new(Nobody)).unwrap();

@@ -41,7 +41,7 @@ export const probeCommand = defineCommand({
     const bdfs = operands.map(parseBdf);
     await using host: Host & AsyncDisposable = values.softnic
       ? await SoftNicHost.create({ vfs: values.vfs ?? 1 })
-      : new VfioHost(new Sysfs(values.sysfs));
+      : new VfioHost({ sysfs: new Sysfs(values.sysfs) });
     const report = await probeAll(host, bdfs, { open: values.open, signal });
     if (json) stdout.write(jsonLine(report));
     else writeProbeReport(report, stdout, stderr);

@@ -41,6 +41,18 @@ const options = {
     summary:
       'Where the SoftNIC leads: gateway (a host with DHCP and ping, the default), none, unix:PATH, tap:NAME',
   },
+  via: {
+    kind: 'choice',
+    value: 'WAY',
+    choices: ['auto', 'group', 'cdev'],
+    summary:
+      'How functions are opened: by IOMMU group, or by their own node with iommufd (cdev); auto (the default): the latter where the kernel has it',
+  },
+  'vf-token': {
+    kind: 'text',
+    value: 'UUID',
+    summary: 'Token to set on the PF and give for its VFs (default random)',
+  },
   socket: { kind: 'text', value: 'PATH', summary: 'Socket of the only device' },
   'socket-dir': {
     kind: 'text',
@@ -67,6 +79,9 @@ export const serveCommand = defineCommand({
       'removes its sockets and exits with 0; a second signal ends it at once.',
     'A VF that cannot be transitional is passed through as it is, with the reason. A device that ' +
       'fails does not keep the others from being served. An owner (PF) that fails is brought up again.',
+    'A function of this host must be bound to vfio-pci, VF and PF both; opening the PF resets it and all ' +
+      'of its VFs. When the host wants a function back (unbinding, unplugging) its socket and device ' +
+      'are closed, and the others go on.',
     'QEMU needs version 10.1 or later, and guest memory that is shared (memory-backend-memfd).',
   ],
   options,
@@ -95,7 +110,10 @@ export const serveCommand = defineCommand({
             ...(values['queue-pairs'] && { queuePairs: values['queue-pairs'] }),
             ...(values.msix !== undefined && { msixVectors: values.msix }),
           })
-        : new VfioHost();
+        : new VfioHost({
+            via: values.via ?? 'auto',
+            ...(values['vf-token'] && { vfToken: values['vf-token'] }),
+          });
       const chosen = host instanceof SoftNicHost ? host.members() : bdfs;
       const paths = socketPaths(chosen, values);
       await prepareFolders(paths, values);
@@ -118,6 +136,9 @@ function check(values: Values<typeof options>, bdfs: readonly string[]): Uplink 
     if (devices === 0) throw new UsageError('Give the VFs to serve, or --softnic', 'serve');
   } else if (bdfs.length > 0) {
     throw new UsageError('--softnic serves its own VFs: give no BDF', 'serve');
+  } else {
+    const stray = (['via', 'vf-token'] as const).find((name) => values[name] !== undefined);
+    if (stray !== undefined) throw new UsageError(`--${stray} is not for --softnic`, 'serve');
   }
   if (new Set(bdfs).size < bdfs.length) throw new UsageError('A BDF is given twice', 'serve');
   checkSocketChoice(devices, values);

@@ -105,7 +105,7 @@ impl Host {
         let target = match notify {
             Notify::Address => self.notify_address(member, &*function),
             Notify::Command => {
-                NotifyTarget::Device(CommandDoorbell::new(Arc::clone(&self.queue), member, 2))
+                NotifyTarget::device(CommandDoorbell::new(Arc::clone(&self.queue), member, 2))
             }
         };
         let plane = Arc::new(Plane {

@@ -265,6 +265,22 @@ fn a_ping_that_nobody_answers_times_out() {
 }
 
 #[test]
+fn a_guest_whose_kicks_are_eventfds_sends_no_message_for_them() {
+    let host = Host::with_gateway(Notify::Address);
+    let options = GuestOptions {
+        ioeventfds: true,
+        ..GuestOptions::default()
+    };
+    let (mut guest, _) = boot(&host, 1, options);
+    guest.take_trace();
+    guest.dhcp(PATIENCE).unwrap();
+    let report = guest.ping(GATEWAY_ADDRESS, 3, PATIENCE).unwrap();
+    assert_eq!(report.received, 3);
+    assert!(host.kicks(1) >= 5);
+    assert_eq!(guest.take_trace(), []);
+}
+
+#[test]
 fn without_a_server_behind_the_switch_there_is_no_lease() {
     let host = Host::new(Config::default(), Notify::Address);
     let (mut guest, _) = boot(&host, 1, GuestOptions::default());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use retrovf_pci::{
     Bdf, DmaMapping, DmaSpace, Doorbell, Error, Function, Interrupt, IrqAction, IrqIndex, IrqInfo,
-    IrqRequest, NotifyTarget, OverlayRow, QueueIndex, Region, RegionInfo, Result,
+    IrqRequest, KernelDoorbell, NotifyTarget, OverlayRow, QueueIndex, Region, RegionInfo, Result,
 };
 use retrovf_vfio_user::wire::{Command, Header};
 use retrovf_vfio_user::{
@@ -34,6 +34,9 @@ pub(crate) struct Recorder {
     pub(crate) kicks: Mutex<Vec<u16>>,
     pub(crate) resets: AtomicU32,
     maps: AtomicUsize,
+    /// Queues that the kernel would forward, and how many it has room for.
+    pub(crate) armed: Mutex<Vec<u16>>,
+    pub(crate) room: AtomicUsize,
 }
 
 impl Recorder {
@@ -51,6 +54,8 @@ impl Recorder {
             kicks: Mutex::default(),
             resets: AtomicU32::new(0),
             maps: AtomicUsize::new(0),
+            armed: Mutex::default(),
+            room: AtomicUsize::new(0),
         })
     }
 
@@ -76,6 +81,21 @@ impl Recorder {
 impl Doorbell for Recorder {
     fn ring(&self, queue: QueueIndex) {
         self.kicks.lock().unwrap().push(queue.0);
+    }
+}
+
+impl KernelDoorbell for Recorder {
+    fn arm(&self, queue: QueueIndex, _: &OwnedFd) -> Result<()> {
+        let mut armed = self.armed.lock().unwrap();
+        if armed.len() == self.room.load(Ordering::SeqCst) {
+            return Err(Error::io("Arming")(rustix::io::Errno::NOSPC));
+        }
+        armed.push(queue.0);
+        Ok(())
+    }
+
+    fn disarm(&self, queue: QueueIndex, _: &OwnedFd) {
+        self.armed.lock().unwrap().retain(|armed| *armed != queue.0);
     }
 }
 
@@ -302,7 +322,9 @@ pub(crate) fn device(
             config_size: 256,
             msix_capability: Some(MSIX),
             bar0_size: setup.bar0.then_some(32),
-            notify: setup.notify.then(|| NotifyTarget::Device(recorder.clone())),
+            notify: setup
+                .notify
+                .then(|| NotifyTarget::device(recorder.clone()).with_kernel(recorder.clone())),
             queues: setup.queues,
         },
         plane,

@@ -1,5 +1,7 @@
 //! GET_REGION_IO_FDS.
 
+use std::sync::atomic::Ordering;
+
 use retrovf_vfio_user::wire::*;
 use retrovf_vfio_user::{Client, ClientOptions, IoFd};
 
@@ -27,6 +29,31 @@ fn a_signalled_queue_eventfd_rings_the_device() {
         rig.device.counters().notifies_forwarded == 2
     });
     assert_eq!(rig.device.counters().notifies, 0);
+}
+
+#[test]
+fn the_kernel_forwards_what_it_has_room_for_and_the_engine_the_rest() {
+    let rig = Rig::new(Setup::default());
+    rig.recorder.room.store(2, Ordering::SeqCst);
+    let mut client = rig.guest();
+    let fds = client.region_io_fds(0).unwrap();
+    assert_eq!(fds.len(), 3);
+    let armed = || rig.recorder.armed.lock().unwrap().clone();
+    assert_eq!(armed(), [0, 1]);
+    let modes = || {
+        let counters = rig.device.counters();
+        (counters.kernel_doorbells, counters.engine_doorbells)
+    };
+    assert_eq!(modes(), (2, 1));
+    // Nobody reads an eventfd that the kernel forwards.
+    for (_, fd) in &fds {
+        rustix::io::write(fd, &1u64.to_ne_bytes()).unwrap();
+    }
+    eventually("the kick", || rig.kicks() == [2]);
+    drop(client);
+    eventually("the end of the session", || modes() == (0, 0));
+    assert_eq!(armed(), [0u16; 0]);
+    assert_eq!(rig.kicks(), [2]);
 }
 
 #[test]

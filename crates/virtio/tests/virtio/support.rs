@@ -394,7 +394,7 @@ impl Function for Pf {
         if region != Region::bar(BAR) || offset != NOTIFY + 5 * u64::from(MULTIPLIER) {
             return Err(Error::NoSuchRegion { bdf: BDF, region });
         }
-        Ok(NotifyTarget::Device(Arc::new(Bell(Weak::clone(
+        Ok(NotifyTarget::device(Arc::new(Bell(Weak::clone(
             &self.this,
         )))))
     }
