@@ -56,6 +56,14 @@ export {
 } from './virtio/admin-commands.js';
 
 // Serving
+export { startDoorbell, type DoorbellOptions } from './service/doorbell.js';
+export {
+  metrics,
+  parseMetricsAddress,
+  serveMetrics,
+  type MetricsAddress,
+  type MetricsSource,
+} from './service/metrics.js';
 export {
   serve,
   type Served,

@@ -168,6 +168,7 @@ export declare class AdminQueue {
 /** Nanoseconds. */
 export interface NativeHistogram {
   count: number;
+  sum: number;
   p50: number;
   p90: number;
   p99: number;
@@ -272,7 +273,7 @@ export type ServerEvent =
 export declare class VfioUserServer {
   constructor(
     device: ServedDevice,
-    options: { path: string; accessTimeoutMs?: number },
+    options: { path: string; accessTimeoutMs?: number; spinUs?: number },
     onEvent: (kind: ServerEvent, detail: string) => void,
   );
   readonly path: string;
@@ -355,6 +356,17 @@ export declare function setLogger(
   onLine: (level: NativeLogLevel, target: string, message: string) => void,
 ): void;
 
+/**
+ * Starts the thread that forwards the eventfds of all clients. Throws ERR_BUSY if it runs already,
+ * ERR_INVALID_ARG for a CPU that this process may not use.
+ */
+export declare function startDoorbell(options: {
+  mode: 'blocking' | 'adaptive' | 'busy';
+  /** For `adaptive`. */
+  spinUs?: number;
+  cpu?: number;
+}): void;
+
 /** What the loaded addon exports. */
 export type NativeAddon = Readonly<{
   SoftNic: typeof SoftNic;
@@ -364,4 +376,5 @@ export type NativeAddon = Readonly<{
   VfioUserServer: typeof VfioUserServer;
   LegacyGuest: typeof LegacyGuest;
   setLogger: typeof setLogger;
+  startDoorbell: typeof startDoorbell;
 }>;

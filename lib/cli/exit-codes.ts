@@ -28,6 +28,7 @@ type SystemCode =
 const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_BDF_SYNTAX: exitCode.usage,
   ERR_ARGUMENT: exitCode.usage,
+  ERR_INVALID_ARG: exitCode.usage,
   ERR_SOFTNIC_CONFIG: exitCode.usage,
   ERR_TOO_MANY_VFS: exitCode.usage,
   ERR_NO_SUCH_DEVICE: exitCode.noSuchDevice,

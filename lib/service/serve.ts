@@ -6,12 +6,18 @@ import { native } from '../addon.js';
 import { attempt, attemptAsync, badArgument } from '../errors.js';
 import type { ServedDeviceCounters, ServerEvent, VfioUserServer } from '../native.js';
 import type { Device } from '../passthrough-device.js';
+import { checkSpin } from './doorbell.js';
 
 export interface ServeOptions {
   /** Absolute path of the socket to create. */
   path: string;
   /** A client's register access is answered after this time, come what may. */
   accessTimeoutMs?: number;
+  /**
+   * After a request of the client, look for the next one so long before sleeping; default 0. A client
+   * that kicks often is served without a wake-up, at the price of the CPU time.
+   */
+  spinMicros?: number;
 }
 
 export type SessionState =
@@ -44,14 +50,15 @@ export class Served extends EventEmitter<ServedEvents> {
   #closing: Promise<void> | undefined;
 
   /** Use `serve`. */
-  constructor(device: Device, { path, accessTimeoutMs = 1000 }: ServeOptions) {
+  constructor(device: Device, { path, accessTimeoutMs = 1000, spinMicros = 0 }: ServeOptions) {
     super();
     this.device = device;
     this.path = path;
+    const timing = { path, accessTimeoutMs, spinUs: checkSpin(spinMicros) };
     this.#server = attempt(
       device.bdf,
       () =>
-        new (native().VfioUserServer)(device.served, { path, accessTimeoutMs }, (kind, detail) =>
+        new (native().VfioUserServer)(device.served, timing, (kind, detail) =>
           this.#onEvent(kind, detail),
         ),
     );

@@ -20,6 +20,8 @@ export interface ServiceOptions {
   /** Aborts the start; what was opened by then is closed again. */
   signal?: AbortSignal;
   accessTimeoutMs?: number;
+  /** As of `serve`, for every device. */
+  spinMicros?: number;
   /** For every PF. */
   owner?: Omit<OwnerOptions, 'signal'>;
 }
@@ -137,13 +139,16 @@ export class Service {
   }
 
   async #add(entry: ServiceEntry): Promise<void> {
-    const { signal, accessTimeoutMs } = this.#options;
+    const { signal, accessTimeoutMs, spinMicros } = this.#options;
     signal?.throwIfAborted();
     let device: Device | undefined;
     try {
       device = await this.#open(entry);
-      const timeout = accessTimeoutMs === undefined ? {} : { accessTimeoutMs };
-      const served = serve(device, { path: entry.path, ...timeout });
+      const timing = {
+        ...(accessTimeoutMs !== undefined && { accessTimeoutMs }),
+        ...(spinMicros !== undefined && { spinMicros }),
+      };
+      const served = serve(device, { path: entry.path, ...timing });
       this.#served.push(served);
       device.once('unplug-requested', () => void this.#giveBack([served]));
     } catch (error) {

@@ -3,8 +3,10 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { access, mkdir, readdir, stat, writeFile } from 'node:fs/promises';
+import { request, type IncomingMessage } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import test, { type ExecutionContext } from 'ava';
 import { firstLine, folder, start, type Running } from './retrovf.js';
 
@@ -73,6 +75,40 @@ test.serial(
     t.true(stderr.includes(`"path":"${socket}"`), stderr);
   },
 );
+
+test.serial('metrics are served next to the devices, and their socket goes too', async (t) => {
+  const dir = await folder(t);
+  const path = join(dir, 'metrics');
+  const socket = join(dir, 'a.sock');
+  const running = serve(t, '--socket', socket, '--metrics', `unix:${path}`, '--spin', '50');
+  const { bdf } = await announced(running);
+  const sent = request({ socketPath: path, path: '/metrics' }).end();
+  const [response] = (await once(sent, 'response')) as [IncomingMessage];
+  const lines = (await text(response)).split('\n');
+  t.true(
+    lines.includes(`retrovf_device_info{bdf="${bdf}",kind="transitional"} 1`),
+    lines.join('\n'),
+  );
+  t.true(lines.includes(`retrovf_owner_ready{bdf="${bdf.replace(/.$/, '0')}"} 1`));
+  running.child.kill('SIGTERM');
+  t.is((await running.ended).code, 0);
+  t.deepEqual(await readdir(dir), []);
+});
+
+test.serial('an address that no metrics can be at is a usage error', async (t) => {
+  const socket = join(await folder(t), 'a.sock');
+  for (const address of ['9090', 'unix:relative', 'localhost:99999']) {
+    const { code, stderr } = await serve(t, '--socket', socket, '--metrics', address).ended;
+    t.is(code, 2, stderr);
+  }
+});
+
+test.serial('a CPU that is not there is refused before anything is served', async (t) => {
+  const socket = join(await folder(t), 'a.sock');
+  const { code, stderr } = await serve(t, '--socket', socket, '--doorbell-cpu', '1023').ended;
+  t.is(code, 2, stderr);
+  t.true(stderr.includes('CPU 1023'), stderr);
+});
 
 test.serial('a socket where nobody may make one ends it with 5', async (t) => {
   const { code, stderr } = await serve(t, '--socket', '/sys/retrovf.sock', '--json').ended;

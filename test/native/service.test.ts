@@ -8,6 +8,7 @@ import {
   RetroVfError,
   serve,
   serveAll,
+  startDoorbell,
   type LegacyGuest,
   type Served,
   type ServiceEntry,
@@ -172,6 +173,28 @@ test('a socket path that is another file is refused, and the file stays', async 
   await writeFile(path, 'precious');
   t.throws(() => serve(device, { path }), { code: 'ERR_SOCKET_PATH' });
   t.true(existsSync(path));
+});
+
+test('a time to spin outside its range is refused, one inside serves', async (t) => {
+  const host = await softNic(t);
+  const device = await openTransitional(t, host);
+  const socket = await socketFolder(t);
+  for (const spinMicros of [-1, 0.5, 1_000_001, Number.NaN]) {
+    t.throws(() => serve(device, { path: socket('vf'), spinMicros }), { code: 'ERR_ARGUMENT' });
+  }
+  const handle = serve(device, { path: socket('vf'), spinMicros: 100 });
+  t.teardown(() => handle.close());
+  const guest = await guestOf(t, handle.path);
+  await guest.enumerate();
+  await guest.start();
+  t.is((await guest.measureDoorbell(100)).count, 100);
+});
+
+test('the doorbell thread is started once', (t) => {
+  t.throws(() => startDoorbell({ mode: 'busy', cpu: 5000 }), { code: 'ERR_ARGUMENT' });
+  t.throws(() => startDoorbell({ mode: 'adaptive', spinMicros: -1 }), { code: 'ERR_ARGUMENT' });
+  startDoorbell({ mode: 'adaptive', spinMicros: 20 });
+  t.throws(() => startDoorbell({ mode: 'blocking' }), { code: 'ERR_BUSY' });
 });
 
 test('a device is served once at a time', async (t) => {

@@ -6,6 +6,7 @@ use retrovf_histogram::{Bucket, Snapshot};
 #[napi(object)]
 pub struct NativeHistogram {
     pub count: f64,
+    pub sum: f64,
     pub p50: f64,
     pub p90: f64,
     pub p99: f64,
@@ -28,6 +29,7 @@ impl From<Snapshot> for NativeHistogram {
         };
         Self {
             count: snapshot.count as f64,
+            sum: snapshot.sum as f64,
             p50: snapshot.p50 as f64,
             p90: snapshot.p90 as f64,
             p99: snapshot.p99 as f64,

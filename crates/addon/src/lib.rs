@@ -6,6 +6,7 @@
 //! of the pool.
 
 mod device;
+mod doorbell;
 mod failure;
 mod function;
 mod guest;

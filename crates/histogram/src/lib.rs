@@ -18,6 +18,7 @@ const BUCKETS: usize = PARTS * (VALUE_BITS - PART_BITS + 1) as usize;
 #[derive(Debug)]
 pub struct Histogram {
     buckets: Box<[AtomicU64; BUCKETS]>,
+    sum: AtomicU64,
     max: AtomicU64,
 }
 
@@ -27,6 +28,8 @@ pub struct Histogram {
 pub struct Snapshot {
     /// Values recorded.
     pub count: u64,
+    /// All of them added up, modulo 2^64.
+    pub sum: u64,
     /// Half of the values are no larger.
     pub p50: u64,
     /// 90% of the values are no larger.
@@ -55,6 +58,7 @@ impl Histogram {
     pub fn new() -> Self {
         Self {
             buckets: Box::new([const { AtomicU64::new(0) }; BUCKETS]),
+            sum: AtomicU64::new(0),
             max: AtomicU64::new(0),
         }
     }
@@ -64,6 +68,7 @@ impl Histogram {
     pub fn record(&self, ns: u64) {
         // Relaxed: the counters order nothing, and a snapshot may be a value or two behind.
         self.buckets[index(ns)].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(ns, Ordering::Relaxed);
         self.max.fetch_max(ns, Ordering::Relaxed);
     }
 
@@ -92,6 +97,7 @@ impl Histogram {
         let at = |permille| percentile(&buckets, count, permille).min(max);
         Snapshot {
             count,
+            sum: self.sum.load(Ordering::Relaxed),
             p50: at(500),
             p90: at(900),
             p99: at(990),
@@ -164,6 +170,7 @@ mod tests {
         (1..=1000).for_each(|ns| histogram.record(ns));
         let snapshot = histogram.snapshot();
         assert_eq!((snapshot.count, snapshot.max), (1000, 1000));
+        assert_eq!(snapshot.sum, 500_500);
         for (got, want) in [
             (snapshot.p50, 500),
             (snapshot.p90, 900),

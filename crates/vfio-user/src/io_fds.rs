@@ -2,7 +2,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use retrovf_doorbell::{Engine, Forward};
+use retrovf_doorbell::{Engine, EngineOptions, Forward};
 use retrovf_pci::{Armed, NotifyTarget, QueueIndex};
 use retrovf_spec::legacy::QUEUE_NOTIFY;
 use rustix::event::{eventfd, EventfdFlags};
@@ -39,13 +39,26 @@ impl Drop for Forwarded {
 }
 
 /// One engine, and so one thread, forwards for all devices of the process.
+static ENGINE: Mutex<Option<Arc<Engine>>> = Mutex::new(None);
+
 fn engine() -> std::io::Result<Arc<Engine>> {
-    static ENGINE: Mutex<Option<Arc<Engine>>> = Mutex::new(None);
     let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(engine) = &*engine {
         return Ok(Arc::clone(engine));
     }
     Ok(Arc::clone(engine.insert(Engine::new()?)))
+}
+
+/// Starts the engine that forwards for all devices of the process. Without this call it starts when
+/// it is first needed, blocking and on any CPU. There is only one: later calls fail with
+/// `AlreadyExists`.
+pub fn start_engine(options: EngineOptions) -> std::io::Result<()> {
+    let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
+    if engine.is_some() {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    *engine = Some(Engine::with(options)?);
+    Ok(())
 }
 
 impl IoFds {

@@ -37,5 +37,7 @@ pub use control::{ControlAccess, ControlKind, ControlPlane};
 pub use counters::DeviceCounters;
 pub use device::{DeviceConfig, ServedDevice};
 pub use error::{ClientError, Error, Result};
+pub use io_fds::start_engine;
+pub use retrovf_doorbell::{EngineOptions, Mode};
 pub use server::{Server, ServerEvent, ServerOptions};
 pub use version::PeerVersion;

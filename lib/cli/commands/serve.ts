@@ -1,6 +1,9 @@
 import {
   parseBdf,
+  parseMetricsAddress,
   serveAll,
+  serveMetrics,
+  startDoorbell,
   SoftNicHost,
   VfioHost,
   type Host,
@@ -58,6 +61,26 @@ const options = {
     kind: 'text',
     value: 'DIR',
     summary: 'Folder of the sockets, each named BDF.sock; made with mode 0750 if missing',
+  },
+  metrics: {
+    kind: 'text',
+    value: 'ADDRESS',
+    summary: 'Answer GET /metrics (Prometheus text) there: HOST:PORT or unix:PATH',
+  },
+  spin: {
+    kind: 'number',
+    value: 'US',
+    min: 0,
+    max: 1_000_000,
+    summary:
+      'After a request or kick, look so many microseconds for the next one before sleeping (default 0)',
+  },
+  'doorbell-cpu': {
+    kind: 'number',
+    value: 'N',
+    min: 0,
+    max: 1023,
+    summary: 'Only CPU of the thread that takes kicks by eventfd; with it the thread never sleeps',
   },
   presentation: {
     kind: 'choice',
@@ -119,7 +142,12 @@ export const serveCommand = defineCommand({
       await prepareFolders(paths, values);
       const presentation = values.presentation ?? 'transitional';
       const entries = chosen.map((bdf, i) => ({ bdf, path: paths[i] ?? '', presentation }));
-      await using service = await serveAll(host, entries, { signal: context.signal });
+      startDoorbellAsAsked(values);
+      await using service = await serveAll(host, entries, {
+        signal: context.signal,
+        spinMicros: values.spin ?? 0,
+      });
+      await using _metrics = await metricsOf(service, values.metrics);
       await attend(service, context);
     } catch (error) {
       // Ending when asked to is what a service is for, whatever it was doing then.
@@ -142,7 +170,31 @@ function check(values: Values<typeof options>, bdfs: readonly string[]): Uplink 
   }
   if (new Set(bdfs).size < bdfs.length) throw new UsageError('A BDF is given twice', 'serve');
   checkSocketChoice(devices, values);
+  if (values.metrics !== undefined) parseMetricsAddress(values.metrics);
   return parseUplink('serve', values.uplink ?? 'gateway');
+}
+
+function startDoorbellAsAsked({ spin = 0, 'doorbell-cpu': cpu }: Values<typeof options>): void {
+  if (cpu !== undefined) startDoorbell({ mode: 'busy', cpu });
+  else if (spin > 0) startDoorbell({ mode: 'adaptive', spinMicros: spin });
+}
+
+async function metricsOf(
+  service: Service,
+  address: string | undefined,
+): Promise<AsyncDisposable | null> {
+  if (address === undefined) return null;
+  const source = () => ({
+    devices: service.served.map(({ device }) => device),
+    owners: service.owners,
+  });
+  const server = await serveMetrics(source, parseMetricsAddress(address));
+  return {
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
 }
 
 /** Announces what is served and waits for the signal, which it throws. */
