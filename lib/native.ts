@@ -254,6 +254,11 @@ export declare class ServedDevice {
   readonly msixEnabled: boolean;
   enableBusMaster(): void;
   notify(queue: number): void;
+  /**
+   * Two bytes over the mapped word that rings the device, or null where something else does. To be
+   * taken once, and given to `detachBuffer` in the end.
+   */
+  notifyWord(): ArrayBuffer | null;
   /** Notify commands go over this queue from now on; without them nothing happens. */
   setNotifyQueue(queue: AdminQueue): void;
   reset(): Promise<void>;
@@ -367,6 +372,9 @@ export declare function startDoorbell(options: {
   cpu?: number;
 }): void;
 
+/** Leaves a buffer of `notifyWord` without bytes. */
+export declare function detachBuffer(buffer: ArrayBuffer): void;
+
 /** What the loaded addon exports. */
 export type NativeAddon = Readonly<{
   SoftNic: typeof SoftNic;
@@ -377,4 +385,5 @@ export type NativeAddon = Readonly<{
   LegacyGuest: typeof LegacyGuest;
   setLogger: typeof setLogger;
   startDoorbell: typeof startDoorbell;
+  detachBuffer: typeof detachBuffer;
 }>;

@@ -24,7 +24,7 @@ export function metrics({ devices, owners }: MetricsSource): string {
   });
   const served = open.map(({ bdf, stats }) => ({ bdf, ...stats.served }));
   const transitional = open.flatMap(({ bdf, stats }) =>
-    stats.kind === 'transitional' ? [{ bdf, ...stats.accesses }] : [],
+    stats.kind === 'transitional' ? [{ bdf, kicks: stats.kicks, ...stats.accesses }] : [],
   );
   const queues = owners.flatMap((owner) => {
     const stats = owner.state.kind === 'ready' ? statsOf(owner) : null;
@@ -58,10 +58,13 @@ export function metrics({ devices, owners }: MetricsSource): string {
   counter(
     'kicks_total',
     'Queue notifications, by the way they came. What the kernel forwards is not seen here.',
-    served.flatMap(({ bdf, notifies, notifiesForwarded }) => [
-      [{ bdf, path: 'message' }, notifies],
-      [{ bdf, path: 'eventfd' }, notifiesForwarded],
-    ]),
+    [
+      ...served.flatMap(({ bdf, notifies, notifiesForwarded }): Sample[] => [
+        [{ bdf, path: 'message' }, notifies],
+        [{ bdf, path: 'eventfd' }, notifiesForwarded],
+      ]),
+      ...transitional.map(({ bdf, kicks }): Sample => [{ bdf, path: 'call' }, kicks]),
+    ],
   );
   gauge(
     'doorbells',

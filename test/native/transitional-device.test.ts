@@ -220,6 +220,18 @@ async function startQueue(device: TransitionalDevice): Promise<void> {
   await device.bar0Write(status, Buffer.of(7));
 }
 
+test('a SoftNIC is no memory, so it has no notify word, and calls are counted', async (t) => {
+  const device = await openTransitional(t, await softNic(t));
+  t.is(device.notifyWord, null);
+  device.notify(0);
+  device.notify(65_535);
+  t.is(device.stats().kicks, 2);
+  t.is(device.stats().served.notifies, 0);
+  for (const queue of [-1, 65_536, 1.5, Number.NaN, 2 ** 32, '1' as never, undefined as never]) {
+    t.throws(() => device.notify(queue), { code: 'ERR_ARGUMENT' });
+  }
+});
+
 const notified = test.macro({
   title: (_, notify: string) =>
     `legacy interface, driver: notifications use the listed address (${notify})`,

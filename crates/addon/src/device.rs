@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use napi::bindgen_prelude::{AsyncTask, Buffer, ClassInstance, FnArgs, Function, Status};
+use napi::bindgen_prelude::{
+    ArrayBuffer, AsyncTask, Buffer, ClassInstance, Env, FnArgs, Function, Status,
+};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use retrovf_pci::{NotifyTarget, OverlayRow, QueueIndex, Region};
@@ -15,6 +17,7 @@ use crate::failure::{Failure, Result, Throw};
 use crate::function::{buffer_of, whole, NativeRegionInfo, PciFunction};
 use crate::histogram::NativeHistogram;
 use crate::job::{promise, Job};
+use crate::notify_word;
 use crate::virtio::AdminQueue;
 
 #[napi(object)]
@@ -289,8 +292,20 @@ impl ServedDevice {
         let queue = u16::try_from(queue)
             .map_err(|_| Failure::invalid(format!("Queue index {queue} exceeds 65535")))
             .or_throw()?;
-        self.get().or_throw()?.notify(QueueIndex(queue));
+        if let Some(target) = self.get().or_throw()?.notify_target() {
+            target.ring(QueueIndex(queue));
+        }
         Ok(())
+    }
+
+    /// The word of a mapped BAR that rings the device, if that is what does; to be taken once.
+    #[napi]
+    pub fn notify_word<'env>(&self, env: &'env Env) -> Result<Option<ArrayBuffer<'env>>> {
+        let target = self.get().or_throw()?.notify_target();
+        match target.and_then(NotifyTarget::mapped) {
+            Some(word) => notify_word::view(env, Arc::clone(word)).or_throw(),
+            None => Ok(None),
+        }
     }
 
     /// Notify commands go over this queue from now on; without them nothing happens.

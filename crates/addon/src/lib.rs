@@ -13,6 +13,9 @@ mod guest;
 mod histogram;
 mod job;
 mod logger;
+mod notify_word;
 mod server;
 mod softnic;
 mod virtio;
+
+pub use function::PciFunction;

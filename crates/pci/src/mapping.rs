@@ -274,15 +274,16 @@ impl MappedWord {
         })
     }
 
+    /// Where the word is, as long as this lives.
+    pub fn as_ptr(&self) -> *mut u16 {
+        let start = self.mapping.start.as_ptr();
+        start.wrapping_add(self.offset).cast()
+    }
+
     /// Stores the value with one 16-bit access.
     #[inline]
     pub fn store(&self, value: u16) {
-        let word = self
-            .mapping
-            .start
-            .as_ptr()
-            .wrapping_add(self.offset)
-            .cast::<u16>();
+        let word = self.as_ptr();
         // The guest made its ring updates visible before it notified; x86 keeps stores in order
         // (TSO), and the release fence keeps the compiler from moving ours up.
         fence(Ordering::Release);

@@ -70,6 +70,14 @@ impl NotifyTarget {
         }
     }
 
+    /// The word of a mapped BAR, if that is what rings.
+    pub fn mapped(&self) -> Option<&Arc<MappedWord>> {
+        match &self.bell {
+            Bell::Word(word) => Some(word),
+            Bell::Device(_) => None,
+        }
+    }
+
     /// Has the kernel ring `queue` at each signal of `fd`. `None`: this target has no such way.
     pub fn arm(&self, queue: QueueIndex, fd: &Arc<OwnedFd>) -> Option<Result<Armed>> {
         let kernel = Arc::clone(self.kernel.as_ref()?);

@@ -25,7 +25,7 @@ pub(crate) struct Counters {
 /// Counters of a [`ServedDevice`](crate::ServedDevice) at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceCounters {
-    /// Notifications by message or by call.
+    /// Notifications by message.
     pub notifies: u64,
     /// Notifications by eventfd (GET_REGION_IO_FDS) that the engine forwarded; what the kernel
     /// forwards, nobody sees.

@@ -206,8 +206,13 @@ impl ServedDevice {
         self.set_bus_master(true)
     }
 
-    /// Tells the function that `queue` has work. False without a notify target.
-    pub fn notify(&self, queue: QueueIndex) -> bool {
+    /// Where notifications go.
+    pub fn notify_target(&self) -> Option<&NotifyTarget> {
+        self.notify.as_ref()
+    }
+
+    /// A client's notification of `queue`. False without a notify target.
+    pub(crate) fn notify(&self, queue: QueueIndex) -> bool {
         let Some(target) = &self.notify else {
             return false;
         };

@@ -1,0 +1,9 @@
+//! The addon with more exports: peers of its calls, and a function whose notify address is a word of
+//! memory, as the BAR of a VF is. Loaded in the addon's place, by NAPI_RS_NATIVE_LIBRARY_PATH.
+
+mod peers;
+mod round_trip;
+mod word;
+
+// All of the addon is in this library, as its exports register themselves.
+pub use retrovf_addon::*;

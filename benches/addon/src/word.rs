@@ -1,0 +1,76 @@
+//! A function whose notify addresses lie in memory.
+
+use std::sync::Arc;
+
+use napi_derive::napi;
+use retrovf_addon::PciFunction;
+use retrovf_pci::{
+    Bdf, DmaMapping, Function, IrqIndex, IrqInfo, IrqRequest, MappedWord, NotifyTarget, Region,
+    RegionInfo, Result, SharedMemory,
+};
+
+struct WithWord {
+    inner: Arc<dyn Function>,
+    word: Arc<MappedWord>,
+}
+
+/// The function, but that its notifications are stores to a mapped page.
+#[napi]
+pub fn with_word(function: &PciFunction) -> napi::Result<PciFunction> {
+    let reason = |error: &dyn std::fmt::Display| napi::Error::from_reason(error.to_string());
+    let inner = function
+        .get()
+        .map_err(|_| napi::Error::from_reason("the function is closed"))?;
+    let memory = SharedMemory::anonymous(rustix::param::page_size());
+    let memory = memory.map_err(|error| reason(&error))?;
+    let word = MappedWord::map(memory.fd(), 0).map_err(|error| reason(&error))?;
+    Ok(PciFunction::new(Arc::new(WithWord {
+        inner: Arc::clone(inner),
+        word: Arc::new(word),
+    })))
+}
+
+impl Function for WithWord {
+    fn bdf(&self) -> Bdf {
+        self.inner.bdf()
+    }
+    fn config_size(&self) -> usize {
+        self.inner.config_size()
+    }
+    fn config_read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.inner.config_read(offset, out)
+    }
+    fn config_write(&self, offset: usize, data: &[u8]) -> Result<()> {
+        self.inner.config_write(offset, data)
+    }
+    fn region(&self, region: Region) -> Result<RegionInfo> {
+        self.inner.region(region)
+    }
+    fn region_read(&self, region: Region, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.inner.region_read(region, offset, out)
+    }
+    fn region_write(&self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
+        self.inner.region_write(region, offset, data)
+    }
+    fn irq(&self, index: IrqIndex) -> IrqInfo {
+        self.inner.irq(index)
+    }
+    fn set_irqs(&self, request: IrqRequest) -> Result<()> {
+        self.inner.set_irqs(request)
+    }
+    fn dma_map(&self, iova: u64, mapping: DmaMapping) -> Result<()> {
+        self.inner.dma_map(iova, mapping)
+    }
+    fn dma_unmap(&self, iova: u64, size: u64) -> Result<u64> {
+        self.inner.dma_unmap(iova, size)
+    }
+    fn dma_unmap_all(&self) -> Result<()> {
+        self.inner.dma_unmap_all()
+    }
+    fn reset(&self) -> Result<()> {
+        self.inner.reset()
+    }
+    fn notify_target(&self, _: Region, _: u64) -> Result<NotifyTarget> {
+        Ok(NotifyTarget::word(Arc::clone(&self.word)))
+    }
+}

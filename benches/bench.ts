@@ -1,0 +1,118 @@
+// npm run bench: builds what is measured, runs it, and writes figures and a page.
+
+import { execFile, spawn } from 'node:child_process';
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
+import { parseArgs, promisify } from 'node:util';
+import type { Path } from './js/series.js';
+import { machine } from './report/machine.js';
+import { page, type Report } from './report/page.js';
+import { ratios } from './report/ratios.js';
+import { time } from './report/units.js';
+
+const help = `Measures what a doorbell costs, each path beside its peers in the same run.
+
+Usage: npm run bench -- [OPTION...]
+
+Options:
+  --quick        A minute at most, for a smoke test; the figures mean little
+  --json FILE    Where the figures go (default benches/results/bench.json)
+  --html FILE    Where the page goes (default: beside the figures)
+  -h, --help     Show this help
+
+Environment:
+  LIBVFIO_USER   A libvfio-user.so to measure beside; without it that peer is left out
+`;
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const { values } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    json: { type: 'string', default: join(root, 'benches/results/bench.json') },
+    html: { type: 'string' },
+    help: { type: 'boolean', short: 'h', default: false },
+  },
+});
+if (values.help) process.stdout.write(help);
+else await main();
+
+async function main(): Promise<void> {
+  const { quick } = values;
+  const json = resolve(values.json);
+  const html = resolve(values.html ?? json.replace(/(\.json)?$/, '.html'));
+  const target = await build();
+  const folder = await mkdtemp(join(tmpdir(), 'retrovf-bench-'));
+  try {
+    const addon = join(folder, 'bench.node');
+    await copyFile(join(target, 'libretrovf_bench_addon.so'), addon);
+    const before = machine();
+    const flags = quick ? ['--quick'] : [];
+    const script = ['--import=tsx', join(root, 'benches/js/main.ts')];
+    const javascript = (what: string) => [process.execPath, ...script, what, ...flags];
+    const runs = [
+      javascript('notify'),
+      javascript('sleeping'),
+      ['taskset', '-c', '0', ...javascript('one-cpu')],
+      [join(target, 'retrovf-bench'), ...flags],
+    ];
+    const paths: Path[] = [];
+    const skipped: string[] = [];
+    for (const command of runs) {
+      const result = await run(command, addon);
+      paths.push(...result.paths);
+      skipped.push(...(result.skipped ?? []));
+    }
+    const date = new Date().toISOString();
+    const report = { date, quick, machine: before, paths, skipped, ratios: ratios(paths) };
+    await write(json, `${JSON.stringify(report, null, 1)}\n`);
+    await write(html, page(report));
+    print(report);
+    process.stdout.write(`\n${json}\n${html}\n`);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** Returns the folder of what was built. */
+async function build(): Promise<string> {
+  process.stderr.write('Building\n');
+  const packages = ['-p', 'retrovf-bench', '-p', 'retrovf-bench-addon'];
+  const args = ['build', '--release', '--quiet', ...packages];
+  await promisify(execFile)('cargo', args, { cwd: root });
+  return join(process.env['CARGO_TARGET_DIR'] ?? join(root, 'target'), 'release');
+}
+
+async function run(
+  [command = '', ...args]: readonly string[],
+  addon: string,
+): Promise<{ paths: Path[]; skipped?: string[] }> {
+  const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: addon };
+  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'], env, cwd: root });
+  const ended = new Promise<number | null>((done, reject) => {
+    child.on('error', reject).on('close', done);
+  });
+  const output = await text(child.stdout);
+  const code = await ended;
+  if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code}`);
+  return JSON.parse(output) as { paths: Path[]; skipped?: string[] };
+}
+
+async function write(file: string, content: string): Promise<void> {
+  await mkdir(dirname(file), { recursive: true });
+  await writeFile(file, content);
+}
+
+function print({ ratios: rows, skipped }: Report): void {
+  for (const { path, ours, peer, figure, oursNs, peerNs, ratio, bound, met } of rows) {
+    const limit = 'below' in bound ? `at most ${bound.below}` : `at least ${bound.above}`;
+    const what = figure === 'server_cpu_ns' ? 'server CPU' : figure;
+    process.stdout.write(
+      `${met ? 'met   ' : 'missed'}  ${`${path}, ${what}`.padEnd(46)} ${ratio.toFixed(2).padStart(6)} ` +
+        `(${limit}): ${ours} ${time(oursNs)}, ${peer} ${time(peerNs)}\n`,
+    );
+  }
+  for (const line of skipped) process.stdout.write(`not measured: ${line}\n`);
+}

@@ -1,0 +1,36 @@
+// Targets, with what a run has measured.
+
+import type { Path, Round } from '../js/series.js';
+import { targets, type Target } from './targets.js';
+
+export interface Ratio extends Target {
+  readonly oursNs: number;
+  readonly peerNs: number;
+  readonly ratio: number;
+  readonly met: boolean;
+}
+
+/** The targets whose contenders were all measured. */
+export function ratios(paths: readonly Path[]): Ratio[] {
+  return targets.flatMap((target) => {
+    const path = paths.find((candidate) => candidate.path === target.path);
+    const oursNs = medianOf(path, target.ours, target.figure);
+    const peerNs = medianOf(path, target.peer, target.figure);
+    if (oursNs === null || peerNs === null) return [];
+    const { bound } = target;
+    const ratio = 'below' in bound ? oursNs / peerNs : peerNs / oursNs;
+    const met = 'below' in bound ? ratio <= bound.below : ratio >= bound.above;
+    return [{ ...target, oursNs, peerNs, ratio, met }];
+  });
+}
+
+/** Median over the rounds of one of their figures. */
+export function medianOf(
+  path: Path | undefined,
+  contender: string,
+  figure: keyof Round,
+): number | null {
+  const rounds = path?.contenders.find(({ name }) => name === contender)?.rounds ?? [];
+  const values = rounds.flatMap((round) => round[figure] ?? []).toSorted((a, b) => a - b);
+  return values[values.length >> 1] ?? null;
+}

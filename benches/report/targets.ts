@@ -1,0 +1,36 @@
+// What the figures are held against. A ratio is that of the medians of interleaved rounds in one run.
+
+export interface Target {
+  readonly path: string;
+  readonly ours: string;
+  readonly peer: string;
+  /** Which figure of a round. */
+  readonly figure: 'p50' | 'p99' | 'server_cpu_ns';
+  /** `below`: at most so many times the peer; `above`: the peer takes at least so many times ours. */
+  readonly bound: { readonly below: number } | { readonly above: number };
+}
+
+export const targets: readonly Target[] = [
+  row('notify from JavaScript', 'retrovf notify()', 'C addon, store', { below: 1.2 }),
+  row('forwarder, sleeping', 'retrovf, blocking', 'bare epoll loop', { below: 1.05 }),
+  row('forwarder, sleeping', 'retrovf, blocking', 'bare epoll loop', { below: 1.15 }, 'p99'),
+  row('forwarder, busy polling', 'retrovf, busy', 'bare spinning read', { below: 1.1 }),
+  row('vfio-user round trip, one CPU', 'retrovf', 'bare socket', { below: 1.15 }),
+  row('vfio-user round trip, one CPU', 'retrovf', 'libvfio-user', { below: 0.6 }, 'server_cpu_ns'),
+  row('vfio-user round trip, spinning', 'retrovf, adaptive', 'bare busy sockets', { below: 1.2 }),
+  row('vfio-user round trip, spinning', 'retrovf, adaptive', 'libvfio-user, sleeping', {
+    above: 10,
+  }),
+  row('vfio-user posted writes, one CPU', 'retrovf', 'libvfio-user', { above: 5 }),
+  row('control access, one CPU', 'retrovf', 'bare threadsafe function', { below: 1.3 }),
+];
+
+function row(
+  path: string,
+  ours: string,
+  peer: string,
+  bound: Target['bound'],
+  figure: Target['figure'] = 'p50',
+): Target {
+  return { path, ours, peer, figure, bound };
+}
