@@ -16,7 +16,13 @@ export async function notifyPaths(quick: boolean): Promise<Path[]> {
     sysfs: nic.sysfs,
     openableDrivers: nic.openableDrivers,
     // The notify address of a SoftNIC is no memory; a VF's is.
-    open: (bdf) => (bdf === nic.owner ? nic.open(bdf) : bench.withWord(nic.open(bdf))),
+    open(bdf) {
+      const fn = nic.open(bdf);
+      if (bdf === nic.owner) return fn;
+      const member = bench.withWord(fn);
+      fn.close();
+      return member;
+    },
     close: () => nic.close(),
   };
   await closesItsWord(host, nic.members()[0] ?? '');
