@@ -7,6 +7,7 @@ out=$(realpath -m "$1")
 cd "$(dirname "$0")/../.."
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
+chmod 755 "$tree"   # it becomes the root folder of L1
 app=$tree/retrovf
 node=$(command -v node)
 

@@ -21,7 +21,7 @@ qemu_version=10.2.2
 suite=trixie
 toolchain_packages="base-files bash coreutils dash diffutils findutils gawk grep
     sed tar gzip bzip2 xz-utils patch make ninja-build meson pkg-config
-    gcc libc6-dev bison flex bc kmod libelf-dev libssl-dev
+    gcc libc-bin libc6-dev bison flex bc kmod libelf-dev libssl-dev
     python3 python3-venv python3-pycotap
     libglib2.0-dev libpixman-1-dev libslirp-dev zlib1g-dev libfdt-dev
     seabios qemu-system-data busybox-static ca-certificates"
@@ -52,7 +52,7 @@ logged() {   # logged NAME COMMAND...
 
 guest_image=$here/../guest/image
 toolchain_key=$(key_of "$suite" $toolchain_packages)
-qemu_key=$(key_of "$toolchain_key" "$qemu_version" pvh "$(cd "$here/qemu" && sha256sum *)")
+qemu_key=$(key_of "$toolchain_key" "$qemu_version" "$(cd "$here/qemu" && sha256sum *)")
 tools_key=$(key_of "$toolchain_key" "$(cd "$here/l1/src" && sha256sum *)")
 kernel_key() { key_of "$toolchain_key" "$1" 1 $modules; }
 initrd_key() {   # initrd_key SUITE IMAGE
@@ -154,8 +154,8 @@ if ! is qemu "$qemu_key"; then
         grep -o '/[^ ]*'); do
         cp -L "toolchain$library" qemu.new/lib/
     done
-    for file in seabios/bios-256k.bin qemu/linuxboot_dma.bin qemu/pvh.bin \
-        qemu/kvmvapic.bin; do
+    [ -s qemu.new/lib/libc.so.6 ] || die "libraries of QEMU were not found"
+    for file in seabios/bios-256k.bin qemu/linuxboot_dma.bin qemu/kvmvapic.bin; do
         cp -L "toolchain/usr/share/$file" qemu.new/firmware/
     done
     finish qemu "$qemu_key"
@@ -185,7 +185,6 @@ make_kernel() {
     echo "$release" > "kernel-$1.new/release"
     image=$(find toolchain/work/kernel \( -name vmlinuz -o -name "vmlinuz-$release" \) -type f)
     cp "$image" "kernel-$1.new/vmlinuz"
-    unwrap "$image" > "kernel-$1.new/vmlinux"
     build=toolchain/work/kernel/usr/src/linux-headers-$release
     if grep -q virtio_pci_admin_has_legacy_io "$build/Module.symvers"; then
         say "building virtio_vfio_pci for Linux $release"
@@ -201,7 +200,7 @@ make_kernel() {
                 "toolchain/${name#toolchain/work/kernel/}"
         done
         logged "driver-$1" inside make -C "/usr/src/linux-headers-$release" \
-            M=/work/driver CC=gcc \
+            M=/work/driver CC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= \
             CONFIG_VIRTIO_VFIO_PCI=m CONFIG_VIRTIO_VFIO_PCI_ADMIN_LEGACY=y \
             KCFLAGS=-DCONFIG_VIRTIO_VFIO_PCI_ADMIN_LEGACY=1 modules
         inside strip --strip-debug /work/driver/virtio-vfio-pci.ko

@@ -136,16 +136,6 @@ take_modules() {
     done
 }
 
-# unwrap VMLINUZ: prints the ELF kernel in it.  Unpacking it here takes a second;
-# an emulated guest needs five, at each boot.  Offsets are those of Linux's x86
-# boot protocol: setup_sects, payload_offset, payload_length.
-unwrap() {
-    at() { od -A n -t "u$2" -j "$1" -N "$2" "$3" | tr -d ' '; }
-    from=$((($(at 497 1 "$1") + 1) * 512 + $(at 584 4 "$1")))
-    # Four bytes after the xz stream hold its unpacked size.
-    tail -c +$((from + 1)) "$1" | head -c $(($(at 588 4 "$1") - 4)) | xz -dc
-}
-
 # busybox_tree BUSYBOX TREE: the beginning of an initramfs.
 busybox_tree() {
     mkdir -p "$2/bin" "$2/proc" "$2/sys" "$2/dev" "$2/tmp" "$2/modules"

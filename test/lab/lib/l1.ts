@@ -90,6 +90,7 @@ export class L1 {
   }
 }
 
+// Each function has iommu_platform=on: QEMU's own DMA would go around the IOMMU.
 const mac = (index: number) => `52:54:00:12:34:0${index}`;
 
 export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
@@ -111,13 +112,12 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
   const member = (index: number) =>
     device({
       driver: 'virtio-net-pci',
-      bus: 'slot',
+      bus: 'root',
       addr: `0x0.0x${index}`,
       netdev: `n${index}`,
       'sriov-pf': 'pf',
       mac: mac(index),
       romfile: '',
-      // Else QEMU's DMA of a VF goes around the IOMMU.
       iommu_platform: 'on',
       ...options.vfProperties,
     });
@@ -139,7 +139,7 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     '-m',
     kvm ? '3072' : '2048',
     '-kernel',
-    lab.vmlinux(kernel),
+    lab.vmlinuz(kernel),
     '-initrd',
     initrd,
     '-append',
@@ -158,18 +158,19 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     '-device',
     'intel-iommu,caching-mode=on',
     '-device',
-    'pcie-root-port,id=slot',
+    'pcie-root-port,id=root',
     ...[0, 1, 2].flatMap(network),
     ...[1, 2].flatMap(member),
     // The VFs name their PF, which comes last.
     ...device({
       driver: 'virtio-net-pci',
-      bus: 'slot',
+      bus: 'root',
       addr: '0x0.0x0',
       netdev: 'n0',
       id: 'pf',
       mac: mac(0),
       romfile: '',
+      iommu_platform: 'on',
       'x-admin-vq': 'on',
       ...options.pfProperties,
     }),

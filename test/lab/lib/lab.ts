@@ -8,15 +8,15 @@ const cache =
   process.env['RETROVF_LAB_CACHE'] ??
   join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'retrovf', 'lab');
 
-/** A suite of Debian stands for the kernel in it. */
-export type Kernel = 'bookworm' | 'bookworm-backports' | 'trixie-backports';
+/** Linux 6.1, 6.12 and 7.3, named by the suites of Debian that have them. */
+export const kernels = ['bookworm', 'bookworm-backports', 'trixie-backports'] as const;
+export type Kernel = (typeof kernels)[number];
 
 export const lab = {
   qemu: join(cache, 'qemu'),
   /** Node, the build, the programs of l1/. */
   project: join(cache, 'project.cpio'),
   transcript: join(cache, 'tools/transcript'),
-  vmlinux: (kernel: Kernel) => join(cache, `kernel-${kernel}`, 'vmlinux'),
   vmlinuz: (kernel: Kernel) => join(cache, `kernel-${kernel}`, 'vmlinuz'),
   initrd: (kernel: Kernel) => join(cache, `initrd-${kernel}.cpio`),
   /** The initramfs of test/guest with this kernel's modules. */
@@ -37,7 +37,7 @@ export function qemuCommand(folder: string): string[] {
 }
 
 export function requirePieces(kernel: Kernel): void {
-  for (const file of [lab.qemu, lab.project, lab.vmlinux(kernel), lab.initrd(kernel)]) {
+  for (const file of [lab.qemu, lab.project, lab.vmlinuz(kernel), lab.initrd(kernel)]) {
     if (!existsSync(file)) throw new Error(`${file} is missing: run test/lab/setup.sh ${kernel}`);
   }
 }

@@ -1,0 +1,43 @@
+// What the answers to the next access depend on, followed through a transcript.
+
+import type { Access } from './transcript.js';
+
+/** Offset of the MSI-X control word in configuration space of the lab's VFs; a run checks it. */
+export const msixControl = 0x9a;
+
+export class State {
+  /** The function decodes I/O space, that is, BAR0. */
+  io = false;
+  /** The I/O bit that was last written; the kernel's driver goes on showing it after a reset. */
+  writtenIo = false;
+  /** The guest has MSI-X enabled in its capability. */
+  guestMsix = false;
+  /** Eventfds are installed for MSI-X. */
+  hostMsix = false;
+
+  apply(access: Access): void {
+    switch (access.kind) {
+      case 'reset':
+        this.io = false;
+        this.guestMsix = false;
+        break;
+      case 'vectors':
+        this.guestMsix = access.count > 0;
+        this.hostMsix = access.count > 0;
+        break;
+      case 'write': {
+        if (access.region !== 'cfg') break;
+        const command = byteWritten(access, 0x04);
+        if (command !== undefined) this.io = this.writtenIo = (command & 1) !== 0;
+        const control = byteWritten(access, msixControl + 1);
+        if (control !== undefined) this.guestMsix = (control & 0x80) !== 0;
+      }
+    }
+  }
+}
+
+function byteWritten(access: Access & { kind: 'write' }, at: number): number | undefined {
+  const { offset, width, value } = access;
+  if (at < offset || at >= offset + width) return undefined;
+  return Number((value >> BigInt(8 * (at - offset))) & 0xffn);
+}
