@@ -1,7 +1,7 @@
 // Where RetroVF answers otherwise than Linux' virtio_vfio_pci, on purpose: the whole list. An answer
 // that differs and fits no row is a failure, and so is a row that no access of the lab has met.
 
-import { isHole, parts, queueNotify } from './registers.js';
+import { bar0Size, configSize, isHole, parts, queueNotify } from './registers.js';
 import { msixControl, type State } from './state.js';
 import type { Access, Answer } from './transcript.js';
 
@@ -85,16 +85,51 @@ export const differences: readonly Difference[] = [
       nobodyAnswers(access, ours),
   },
   {
-    name: 'io-bit-after-reset',
-    kernel: 'after a reset the I/O bit reads as before, while BAR0 is disabled',
-    ours: 'it reads 0, as it acts',
-    why: 'A driver that looks must not conclude that I/O space is enabled.',
+    name: 'range-before-gate',
+    kernel: 'beyond the end of BAR0 while I/O space is disabled: EIO',
+    ours: 'EINVAL, as while it is enabled',
+    why: 'Such an access is a mistake of the monitor, whatever the guest has enabled.',
+    fits: ({ access, state, kernel, ours }) =>
+      inBar0(access) &&
+      access.offset + access.width > bar0Size &&
+      !state.io &&
+      isError(kernel, 'EIO') &&
+      isError(ours, 'EINVAL'),
+  },
+  {
+    name: 'beyond-configuration-space',
+    kernel: 'beyond the end of configuration space: EFAULT',
+    ours: 'EINVAL, as beyond the end of any region',
+    why: 'No memory of the monitor was at fault.',
+    fits: ({ access, kernel, ours }) =>
+      (access.kind === 'read' || access.kind === 'write') &&
+      access.region === 'cfg' &&
+      access.offset + access.width > configSize &&
+      isError(kernel, 'EFAULT') &&
+      isError(ours, 'EINVAL'),
+  },
+  {
+    name: 'vectors-already-off',
+    kernel: 'MSI-X taken away while there is none: EINVAL',
+    ours: 'nothing to do, so it is done',
+    why: 'A monitor that cleans up need not remember what it had set up.',
+    fits: ({ access, state, kernel, ours }) =>
+      access.kind === 'vectors' &&
+      access.count === 0 &&
+      !state.hostMsix &&
+      isError(kernel, 'EINVAL') &&
+      ours.kind === 'done',
+  },
+  {
+    name: 'command-after-reset',
+    kernel: 'after a reset the command register reads as before, while BAR0 is disabled',
+    ours: 'I/O space and bus mastering read 0, as they act',
+    why: 'A reset function has them off; a driver that looks must not conclude otherwise.',
     fits: ({ access, state, kernel, ours }) =>
       access.kind === 'read' &&
       access.region === 'cfg' &&
-      state.writtenIo &&
-      !state.io &&
-      differsIn(access.offset, kernel, ours, new Map([[0x04, 0x01]])),
+      state.commandReset &&
+      clearsIn(access.offset, kernel, ours, new Map([[0x04, 0x05]])),
   },
   {
     name: 'msix-bit',
@@ -106,7 +141,7 @@ export const differences: readonly Difference[] = [
       (access.kind === 'read' || access.kind === 'write') &&
       state.guestMsix !== state.hostMsix &&
       (access.region === 'bar0'
-        ? state.io && access.offset + access.width > 20
+        ? state.io && access.offset + access.width > 20 && ours.kind !== 'error'
         : access.kind === 'read' &&
           access.region === 'cfg' &&
           differsIn(access.offset, kernel, ours, new Map([[msixControl + 1, 0xc0]]))),
@@ -145,6 +180,18 @@ function isJoined(
     return known ? answer.bytes : Buffer.alloc(piece.width, 0xff);
   });
   return ours.kind === 'bytes' && ours.bytes.equals(Buffer.concat(expected));
+}
+
+/** Ours has bits of a mask cleared, by offset, and no other difference. */
+function clearsIn(
+  offset: number,
+  kernel: Answer,
+  ours: Answer,
+  masks: ReadonlyMap<number, number>,
+): boolean {
+  if (kernel.kind !== 'bytes' || ours.kind !== 'bytes') return false;
+  const cleared = kernel.bytes.map((byte, i) => byte & ~(masks.get(offset + i) ?? 0));
+  return ours.bytes.equals(cleared);
 }
 
 /** Both have the same bytes except for bits of a mask, by offset. */

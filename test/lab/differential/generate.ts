@@ -11,8 +11,12 @@ const bar0 = 0x10;
 /** Page number of memory that the function may reach: DMA_IOVA of l1/src/device.h. */
 const dmaPage = 0x10000;
 
-/** Both sides begin alike: the kernel's driver keeps BAR0's address even over close and open. */
-const beginning: readonly Access[] = [reset, write('cfg', bar0, 4, 0), write('cfg', command, 2, 0)];
+/** Both sides begin alike: what an earlier user wrote to BARs may have stayed. */
+const beginning: readonly Access[] = [
+  reset,
+  ...[0x10, 0x14, 0x18, 0x1c, 0x20, 0x24].map((bar) => write('cfg', bar, 4, 0)),
+  write('cfg', command, 2, 0),
+];
 
 export function directed(): Access[] {
   const all: Access[] = [...beginning];

@@ -8,6 +8,8 @@ export interface Register {
 
 /** BAR0 of both: 24 bytes of common registers and the first eight of the configuration. */
 export const bar0Size = 32;
+/** Of a PCI Express function. */
+export const configSize = 4096;
 export const queueNotify = 16;
 
 const common: readonly Register[] = [

@@ -3,13 +3,13 @@
 import type { Access } from './transcript.js';
 
 /** Offset of the MSI-X control word in configuration space of the lab's VFs; a run checks it. */
-export const msixControl = 0x9a;
+export const msixControl = 0xde;
 
 export class State {
   /** The function decodes I/O space, that is, BAR0. */
   io = false;
-  /** The I/O bit that was last written; the kernel's driver goes on showing it after a reset. */
-  writtenIo = false;
+  /** The command register has not been written since a reset. */
+  commandReset = false;
   /** The guest has MSI-X enabled in its capability. */
   guestMsix = false;
   /** Eventfds are installed for MSI-X. */
@@ -19,7 +19,9 @@ export class State {
     switch (access.kind) {
       case 'reset':
         this.io = false;
-        this.guestMsix = false;
+        this.commandReset = true;
+        // Whoever keeps its eventfds over a reset sets the enable bit again: the player does.
+        this.guestMsix = this.hostMsix;
         break;
       case 'vectors':
         this.guestMsix = access.count > 0;
@@ -28,7 +30,10 @@ export class State {
       case 'write': {
         if (access.region !== 'cfg') break;
         const command = byteWritten(access, 0x04);
-        if (command !== undefined) this.io = this.writtenIo = (command & 1) !== 0;
+        if (command !== undefined) {
+          this.io = (command & 1) !== 0;
+          this.commandReset = false;
+        }
         const control = byteWritten(access, msixControl + 1);
         if (control !== undefined) this.guestMsix = (control & 0x80) !== 0;
       }

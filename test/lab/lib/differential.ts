@@ -38,11 +38,18 @@ kill $server
 wait $server || return 1
 `;
 
+export interface Played {
+  /** The release of Linux whose driver was the reference. */
+  readonly kernel: string;
+  /** One for each transcript. */
+  readonly comparisons: readonly Comparison[];
+}
+
 export async function playBoth(
   scene: Scene,
   transcripts: readonly Transcript[],
   seconds: number,
-): Promise<Comparison[]> {
+): Promise<Played> {
   const player = {
     path: 'usr/bin/transcript',
     content: await readFile(lab.transcript),
@@ -51,7 +58,7 @@ export async function playBoth(
   const plans = transcripts.map(({ accesses }) => plan(accesses));
   const play = async (
     options: Pick<L1Options, 'name' | 'pf' | 'vf' | 'script'>,
-    texts: string[],
+    texts: readonly string[],
   ) => {
     const files = transcripts.map(({ name }, i) => ({
       path: `in/${name}`,
@@ -59,7 +66,7 @@ export async function playBoth(
     }));
     const l1 = await bootL1(scene, { vfs: 1, ...options, files: [player, ...files] });
     await l1.done(seconds);
-    return transcripts.map(({ name }) => l1.file(name));
+    return l1;
   };
   const kernel = await play(
     { name: 'kernel', pf: 'virtio-pci', vf: 'virtio_vfio_pci', script: throughKernel },
@@ -69,5 +76,9 @@ export async function playBoth(
     { name: 'retrovf', pf: 'vfio-pci', vf: 'vfio-pci', script: throughRetroVf },
     plans.map(forRetroVf),
   );
-  return plans.map((steps, i) => compare(steps, kernel[i] ?? [], ours[i] ?? []));
+  const comparisons = plans.map((steps, i) => {
+    const name = transcripts[i]?.name ?? '';
+    return compare(steps, kernel.file(name), ours.file(name));
+  });
+  return { kernel: kernel.one('kernel').split(' ')[0] ?? '', comparisons };
 }

@@ -14,7 +14,8 @@ export async function replay(file: string): Promise<number> {
   try {
     // 20 ms for an access of an emulated machine is plenty; booting takes most of a minute at worst.
     const seconds = 120 + accesses.length / 50;
-    const [comparison] = await playBoth(scene, [{ name: 'replay', accesses }], seconds);
+    const { comparisons } = await playBoth(scene, [{ name: 'replay', accesses }], seconds);
+    const [comparison] = comparisons;
     if (comparison === undefined) throw new Error('nothing was played');
     for (const line of comparison.others) console.log(line);
     console.log(summary(comparison));
