@@ -137,18 +137,24 @@ impl Ask<'_> {
         let bind = |token: Option<&Token>| {
             patiently(|| ioctl::bind(&device, &iommufd, token.map(Token::bytes)))
         };
-        let invalid = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-        let mut bound = bind(token);
-        // Kernels before the flag refuse it, and ask for no token on this way.
-        let retried = token.is_some() && bound.as_ref().is_err_and(invalid);
+        // A VF: kernels before the flag refuse it, and ask for no token on this way. A PF: the kernel
+        // takes a token from whoever asks, even if it then refuses because the PF is open already;
+        // so it gets one only if it wants one, which is while VFs are open, and its own later.
+        let (first, then, unless) = match self.facts.is_owner {
+            true => (None, token, libc::EACCES),
+            false => (token, None, libc::EINVAL),
+        };
+        let mut bound = bind(first);
+        let refused = |error: &io::Error| error.raw_os_error() == Some(unless);
+        let retried = token.is_some() && bound.as_ref().is_err_and(refused);
         if retried {
-            bound = bind(None);
+            bound = bind(then);
         }
         bound.map_err(|source| match source.raw_os_error() {
             // What is left of the reasons: another holder. A kernel that knows the flag and takes no
             // bind without it had the same one before.
             Some(libc::EINVAL) => self.busy(node),
-            Some(libc::EACCES) if retried => self.busy(node),
+            Some(libc::EACCES) if retried && !self.facts.is_owner => self.busy(node),
             _ => self.refusal(source, token.is_some(), node),
         })?;
         let id = ioctl::ioas_alloc(&iommufd).map_err(self.io("Making an address space"))?;

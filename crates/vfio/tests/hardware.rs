@@ -105,7 +105,12 @@ fn a_vf_opens_with_the_token_of_its_pf_only_and_only_once() {
     }
     let vf = open_vf(Some(TOKEN)).unwrap();
     assert_eq!(open_vf(Some(TOKEN)).unwrap_err().code(), "ERR_DEVICE_BUSY");
-    drop((vf, pf));
+    drop(vf);
+    // A stranger at the PF changes nothing.
+    let stranger = open(address("PF"), &options(Some(OTHER)), |_| {}).unwrap_err();
+    assert_eq!(stranger.code(), "ERR_DEVICE_BUSY");
+    drop(open_vf(Some(TOKEN)).unwrap());
+    drop(pf);
     // Once more with another token: nobody has a VF open.
     let _pf = open(address("PF"), &options(Some(OTHER)), |_| {}).unwrap();
     open_vf(Some(OTHER)).unwrap();
