@@ -222,9 +222,12 @@ test('what cannot be taken back is listed', async (t) => {
 
 test('a step that is not answered ends in time, names who has the function open, and is taken back', async (t) => {
   const host = kernel(t);
-  host.addHolder(4711, 'qemu', `vfio/${groupOf(pf)}`);
   const before = host.state();
   host.faults.set(1, 'silence');
+  // One that comes while setup is at work: it refuses to begin if there is one before.
+  host.onRequest = () => {
+    if (host.asked.length === 1) host.addHolder(4711, 'qemu', `vfio/${groupOf(pf)}`);
+  };
   const error = await t.throwsAsync<RetroVfError>(setup(host, 2, { stepTimeoutMs: 50 }), {
     code: 'ERR_HOST_TIMEOUT',
   });
@@ -355,7 +358,7 @@ const explained = test.macro({
     host.faults.set(nth, errno);
     const error = await t.throwsAsync<RetroVfError>(setup(host), { code: 'ERR_HOST_STEP' });
     t.regex(`${error?.message} ${error?.hint}`, says);
-    t.is((error?.cause as { code?: string }).code, errno);
+    t.like(error?.cause, { code: errno });
   },
 });
 // Requests: allow, unbind, reserve, probe, autoprobe, VFs.
@@ -368,6 +371,6 @@ test('a module that cannot be loaded is explained', async (t) => {
   const host = kernel(t, { module: false });
   host.faults.set(0, 'FATAL: Module vfio-pci not found');
   const error = await t.throwsAsync<RetroVfError>(setup(host), { code: 'ERR_HOST_STEP' });
-  t.regex(String((error?.cause as Error).message), /modprobe vfio-pci: FATAL/);
+  t.like(error?.cause, { message: 'modprobe vfio-pci: FATAL: Module vfio-pci not found' });
   t.regex(error?.hint ?? '', /modules of the running kernel/);
 });
