@@ -105,6 +105,11 @@ export const errorCodes = {
     meaning: 'The function no longer answers.',
     hint: 'Check that it was not unplugged, that its VF is still enabled, and the kernel log.',
   },
+  ERR_DISK_IN_USE: {
+    origin: 'lib',
+    meaning: 'The change would take away a disk that is mounted or swapped to.',
+    hint: 'Unmount what detail.mounts lists, or end its use as swap, first.',
+  },
   ERR_DMA_FAULT: {
     origin: 'native',
     meaning: 'The device touched memory that is not mapped.',
@@ -511,6 +516,14 @@ export function deviceHeld(bdf: string, holders: Holders['holders']): RetroVfErr
     'ERR_DEVICE_BUSY',
     `${bdf} or one of its VFs is open in ${named(holders)}`,
     { bdf, detail: { holders }, hint: 'End that process, or let it close the function, first.' },
+  );
+}
+
+export function diskInUse(bdf: string, mounts: readonly string[]): RetroVfError {
+  return new RetroVfError(
+    'ERR_DISK_IN_USE',
+    `Changing ${bdf} takes away what is mounted at ${mounts.join(', ')}`,
+    { bdf, detail: { mounts } },
   );
 }
 

@@ -51,6 +51,7 @@ const byCode: { readonly [code in ErrorCode | SystemCode]?: number } = {
   ERR_BUSY: exitCode.busy,
   ERR_DEVICE_BUSY: exitCode.busy,
   ERR_HOST_TIMEOUT: exitCode.busy,
+  ERR_DISK_IN_USE: exitCode.busy,
   ERR_NETDEV_IN_USE: exitCode.busy,
   ERR_SOCKET_IN_USE: exitCode.busy,
   EADDRINUSE: exitCode.busy,

@@ -5,6 +5,7 @@ import { tryParseBdf, type Bdf } from './bdf.js';
 import { linkOf, namesIn, textOf } from './files.js';
 import { holdersOf, type Holder } from './holders.js';
 import type { Machine } from './machine.js';
+import { mountsOn } from './mounts.js';
 import { netdevsOf, type Netdev } from './netdevs.js';
 
 export const vfioPci = 'vfio-pci';
@@ -19,6 +20,8 @@ export interface Binding {
   readonly driverOverride: string | null;
   readonly iommuGroup: string | null;
   readonly netdevs: readonly Netdev[];
+  /** Where disks behind it are mounted. */
+  readonly mounts: readonly string[];
   /** Processes that hold its VFIO node open. */
   readonly holders: readonly Holder[];
 }
@@ -72,6 +75,7 @@ export async function bindingOf(machine: Machine, bdf: Bdf): Promise<Binding> {
     driverOverride: override === null || override === '' || override === '(null)' ? null : override,
     iommuGroup,
     netdevs: await netdevsOf(machine, bdf),
+    mounts: await mountsOn(machine, bdf),
     holders: await holdersOf(machine, await vfioNodes(machine, bdf, iommuGroup)),
   };
 }

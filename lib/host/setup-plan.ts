@@ -12,6 +12,8 @@ export interface Plan {
   readonly steps: readonly Step[];
   /** Interfaces, up or with the default route, that the steps take down. */
   readonly netdevs: readonly Netdev[];
+  /** Mount points on disks that the steps take away. */
+  readonly mounts: readonly string[];
   /** Processes that hold functions open which the steps take away. */
   readonly holders: readonly Holder[];
 }
@@ -77,10 +79,11 @@ function bindSteps(fn: Target, now: Pick<Binding, 'driver' | 'driverOverride'>):
   ];
 }
 
-function disturbed(bindings: readonly Binding[]): Pick<Plan, 'netdevs' | 'holders'> {
+function disturbed(bindings: readonly Binding[]): Omit<Plan, 'steps'> {
   const holders = new Map(bindings.flatMap((each) => each.holders.map((h) => [h.pid, h] as const)));
   return {
     netdevs: bindings.flatMap((each) => each.netdevs.filter((n) => n.up || n.defaultRoute)),
+    mounts: bindings.flatMap((each) => each.mounts),
     holders: [...holders.values()],
   };
 }

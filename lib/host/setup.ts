@@ -1,6 +1,6 @@
 // Setting up a PF and its VFs for VFIO, and taking that back: observe, plan, apply.
 
-import { deviceHeld, netdevInUse } from '../errors.js';
+import { deviceHeld, diskInUse, netdevInUse } from '../errors.js';
 import { apply, type AppliedStep } from './apply.js';
 import { parseBdf, type Bdf } from './bdf.js';
 import { thisMachine, type Machine } from './machine.js';
@@ -64,9 +64,10 @@ async function change(
   const bdf = parseBdf(pf);
   signal?.throwIfAborted();
   const before = await observePf(machine, bdf);
-  const { steps, netdevs, holders } = plan(before);
+  const { steps, netdevs, mounts, holders } = plan(before);
   if (!dryRun) {
     if (holders.length > 0) throw deviceHeld(bdf, holders);
+    if (mounts.length > 0) throw diskInUse(bdf, mounts);
     if (netdevs.length > 0 && !yes) throw netdevInUse(bdf, netdevs);
   }
   const applied = dryRun

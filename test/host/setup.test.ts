@@ -1,8 +1,8 @@
 // Setting up and tearing down a PF, on a folder with a writer that behaves as the kernel.
 // On a real kernel: test/lab/l1/host.sh.
 
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fc, testProp } from '@fast-check/ava';
 import test, { type ExecutionContext } from 'ava';
 import type { RetroVfError } from '../../lib/errors.js';
@@ -297,6 +297,65 @@ test(refused, 'a PF whose interface has the default route of IPv6', {
   },
   code: 'ERR_NETDEV_IN_USE',
   says: /eth7, which carries a default route/,
+});
+const vda1 = `../../devices/pci0000:5d/0000:5d:00.0/${pf}/virtio0/block/vda/vda1`;
+const mounted = (host: KernelDouble, path: string, text: string, links: Record<string, string>) => {
+  mkdirSync(join(host.root, 'proc/self'));
+  writeFileSync(join(host.root, 'proc', path), text);
+  for (const [link, target] of Object.entries(links)) {
+    const at = join(host.machine.sysfs.root, link);
+    mkdirSync(dirname(at), { recursive: true });
+    symlinkSync(target, at);
+  }
+};
+const diskInUse = (says: RegExp, prepare: Refusal['prepare'] & object): Refusal => ({
+  prepare,
+  code: 'ERR_DISK_IN_USE',
+  says,
+});
+test(
+  refused,
+  'a PF with a mounted disk',
+  diskInUse(/mounted at \/srv$/, (host) =>
+    mounted(host, 'self/mountinfo', '36 1 253:1 / /srv rw shared:1 - ext4 /dev/root rw\n', {
+      'dev/block/253:1': vda1,
+    }),
+  ),
+);
+test(
+  refused,
+  'a PF with a disk that is mounted under another number, as with btrfs',
+  diskInUse(/mounted at \/srv$/, (host) =>
+    mounted(host, 'self/mountinfo', '36 1 0:31 / /srv rw - btrfs /dev/vda1 rw\n', {
+      'class/block/vda1': vda1,
+    }),
+  ),
+);
+test(
+  refused,
+  'a PF with a disk under a mounted logical volume',
+  diskInUse(/mounted at \/$/, (host) =>
+    mounted(host, 'self/mountinfo', '22 1 254:0 / / rw - ext4 /dev/mapper/root rw\n', {
+      'devices/virtual/block/dm-0/slaves/vda1': vda1,
+      'dev/block/254:0': '../../devices/virtual/block/dm-0',
+    }),
+  ),
+);
+test(
+  refused,
+  'a PF with swap',
+  diskInUse(/swap$/, (host) =>
+    mounted(host, 'swaps', 'Filename\tType\n/dev/vda1   partition\t1\t0\t-2\n', {
+      'class/block/vda1': vda1,
+    }),
+  ),
+);
+test('a disk of another function does not matter', async (t) => {
+  const host = kernel(t);
+  mounted(host, 'self/mountinfo', '36 1 253:1 / /srv rw - ext4 /dev/vda1 rw\n', {
+    'dev/block/253:1': vda1.replace(pf, '0000:5e:00.7'),
+  });
+  t.true((await setup(host)).changed);
 });
 test(refused, 'a PF without IOMMU', {
   beginning: { iommu: false },

@@ -12,8 +12,8 @@ export const setupCommand = defineCommand({
       'already is left alone: run again, it changes nothing. If the PF has another number of VFs, they ' +
       'are removed first. If a step fails or a signal comes, the steps before it are taken back.',
     'The steps are shown on stderr as they are done; with --dry-run, on stdout as a shell script.',
-    'A PF that carries a network interface in use needs --yes. A PF or VF that a process holds open is ' +
-      'not taken away.',
+    'A PF that carries a network interface in use needs --yes. A PF or VF that a process holds open, or ' +
+      'with a disk that is mounted, is not taken away.',
   ],
   options: {
     vfs: {
