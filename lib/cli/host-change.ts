@@ -11,6 +11,7 @@ import {
 import type { OptionTable, Values } from './command.js';
 import type { Context } from './context.js';
 import { exitCode } from './exit-codes.js';
+import { writeFailure } from './failure.js';
 import { jsonLine } from './output/json.js';
 import { writeHostChange, writeStep } from './output/host-change-report.js';
 import { UsageError } from './usage-error.js';
@@ -44,6 +45,10 @@ export async function changeHost(
     signal,
     ...(sysfs !== undefined && { machine: thisMachine({ sysfs: new Sysfs(sysfs) }) }),
     ...(!json && !dryRun && { onStep: (step) => writeStep(step, stderr) }),
+  }).catch((error: unknown) => {
+    // Of a command that a signal ended only the signal is told; what it could not take back is to be too.
+    if (signal.aborted && error !== signal.reason) writeFailure(error, stderr, json);
+    throw error;
   });
   if (json) stdout.write(jsonLine(result));
   else writeHostChange(result, stdout, stderr);

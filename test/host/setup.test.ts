@@ -250,6 +250,22 @@ test('an abort in the middle takes back what was done, then rejects with its rea
   }
 });
 
+test('an abort after which something cannot be taken back says what that is', async (t) => {
+  const host = kernel(t);
+  const controller = new AbortController();
+  const reason = new Error('enough');
+  // Requests: allow, unbind, reserve; then take back reserve, bind.
+  host.onRequest = () => {
+    if (host.asked.length === 2) controller.abort(reason);
+  };
+  host.faults.set(4, 'EIO');
+  const error = await t.throwsAsync<RetroVfError>(setup(host, 2, { signal: controller.signal }), {
+    code: 'ERR_HOST_STEP',
+  });
+  t.is(error?.cause, reason);
+  t.regex(error?.message ?? '', /enough\. Still in place: could not bind [^;]*$/);
+});
+
 interface Refusal {
   readonly beginning?: Beginning;
   readonly prepare?: (host: KernelDouble) => void;
