@@ -2,7 +2,7 @@
 
 import { badArgument } from '../../errors.js';
 import { parseBdf, type Bdf } from '../bdf.js';
-import { VfioHost } from '../host.js';
+import { VfioHost } from '../vfio.js';
 import { thisMachine, type Machine } from '../machine.js';
 import { check, type Check } from './check.js';
 import { checkFunction, virtioFunctions } from './functions.js';
@@ -48,7 +48,7 @@ export async function examineHost(options: ExamineOptions = {}): Promise<HostExa
     await checkQemu(machine, signal),
     ...(subjects.length === 0 ? [nothingThere] : []),
   ];
-  const host = new VfioHost(machine.sysfs);
+  const host = new VfioHost({ sysfs: machine.sysfs });
   for (const bdf of subjects) {
     signal?.throwIfAborted();
     checks.push(...(await checkFunction(machine, host, bdf)));
