@@ -25,8 +25,9 @@ toolchain_packages="base-files bash coreutils dash diffutils findutils gawk grep
     python3 python3-venv python3-pycotap
     libglib2.0-dev libpixman-1-dev libslirp-dev zlib1g-dev libfdt-dev
     seabios qemu-system-data busybox-static ca-certificates"
-modules="virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
-    failover net_failover virtio_net irqbypass vfio iommufd vfio_iommu_type1
+guest_modules="virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
+    failover net_failover virtio_net"
+modules="$guest_modules irqbypass vfio iommufd vfio_iommu_type1
     vfio_virqfd vfio-pci-core vfio-pci vfio_pci_core vfio_pci ccp kvm kvm-amd
     virtio-vfio-pci"   # in loading order; image/init loads what a test asks for
 
@@ -55,16 +56,17 @@ toolchain_key=$(key_of "$suite" $toolchain_packages)
 qemu_key=$(key_of "$toolchain_key" "$qemu_version" "$(cd "$here/qemu" && sha256sum *)")
 tools_key=$(key_of "$toolchain_key" "$(cd "$here/l1/src" && sha256sum *)")
 kernel_key() { key_of "$toolchain_key" "$1" 1 $modules; }
-initrd_key() {   # initrd_key SUITE IMAGE
-    key_of "$(kernel_key "$1")" "$(cd "$2" && sha256sum $(find . -type f | sort))"
+initrd_key() {   # initrd_key SUITE IMAGE MODULE...
+    key_of "$(kernel_key "$1")" "$@" "$(cd "$2" && sha256sum $(find . -type f | sort))"
 }
 
 ready() {
     is toolchain "$toolchain_key" && is qemu "$qemu_key" && is tools "$tools_key" || return 1
     for kernel in $kernels; do
         is "kernel-$kernel" "$(kernel_key "$kernel")" &&
-            is "initrd-$kernel.cpio" "$(initrd_key "$kernel" "$here/image")" &&
-            is "guest-$kernel.cpio" "$(initrd_key "$kernel" "$guest_image")" || return 1
+            is "initrd-$kernel.cpio" "$(initrd_key "$kernel" "$here/image" $modules)" &&
+            is "guest-$kernel.cpio" "$(initrd_key "$kernel" "$guest_image" $guest_modules)" ||
+            return 1
     done
 }
 if ready; then say "ready in $cache"; exit 0; fi
@@ -228,22 +230,26 @@ if ! is tools "$tools_key"; then
 fi
 
 # --- initramfs -----------------------------------------------------------------
-# make_initrd PIECE SUITE IMAGE
+# make_initrd PIECE SUITE IMAGE MODULE...
 make_initrd() {
-    ! is "$1" "$(initrd_key "$2" "$3")" || return 0
-    say "building $1"
+    piece=$1
+    shift
+    ! is "$piece" "$(initrd_key "$@")" || return 0
+    say "building $piece"
     rm -rf initrd.tree
     busybox_tree toolchain/usr/bin/busybox initrd.tree
-    cp "kernel-$2"/*.ko "kernel-$2/order" initrd.tree/modules/
-    cp -R "$3/." initrd.tree/
-    chmod 755 initrd.tree/init
-    pack initrd.tree "$1.new"
+    key=$(initrd_key "$@") from=kernel-$1 image=$2
+    shift 2
+    take_modules "$from" initrd.tree/modules "$@"
+    cp -R "$image/." initrd.tree/
+    find initrd.tree -maxdepth 1 -type f -exec chmod 755 {} +
+    pack initrd.tree "$piece.new"
     rm -rf initrd.tree
-    finish "$1" "$(initrd_key "$2" "$3")"
+    finish "$piece" "$key"
 }
 for kernel in $kernels; do
-    make_initrd "initrd-$kernel.cpio" "$kernel" "$here/image"
-    make_initrd "guest-$kernel.cpio" "$kernel" "$guest_image"
+    make_initrd "initrd-$kernel.cpio" "$kernel" "$here/image" $modules
+    make_initrd "guest-$kernel.cpio" "$kernel" "$guest_image" $guest_modules
 done
 
 rm -rf "$apt"

@@ -132,6 +132,17 @@ export const differences: readonly Difference[] = [
       clearsIn(access.offset, kernel, ours, new Map([[0x04, 0x05]])),
   },
   {
+    name: 'bus-master',
+    kernel: 'a driver that starts without bus mastering goes without it',
+    ours: 'the status bit DRIVER turns bus mastering on',
+    why: 'Linux before 2.6.34 and some boot ROMs rely on it, as QEMU’s virtio-pci does it for them.',
+    fits: ({ access, state, kernel, ours }) =>
+      access.kind === 'read' &&
+      access.region === 'cfg' &&
+      state.forgotMaster &&
+      clearsIn(access.offset, ours, kernel, new Map([[0x04, 0x04]])),
+  },
+  {
     name: 'msix-bit',
     kernel:
       'the MSI-X enable bit is the host’s; the configuration begins at 24 if eventfds are installed',
@@ -182,16 +193,16 @@ function isJoined(
   return ours.kind === 'bytes' && ours.bytes.equals(Buffer.concat(expected));
 }
 
-/** Ours has bits of a mask cleared, by offset, and no other difference. */
+/** The second has bits of a mask cleared, by offset, and no other difference. */
 function clearsIn(
   offset: number,
-  kernel: Answer,
-  ours: Answer,
+  first: Answer,
+  second: Answer,
   masks: ReadonlyMap<number, number>,
 ): boolean {
-  if (kernel.kind !== 'bytes' || ours.kind !== 'bytes') return false;
-  const cleared = kernel.bytes.map((byte, i) => byte & ~(masks.get(offset + i) ?? 0));
-  return ours.bytes.equals(cleared);
+  if (first.kind !== 'bytes' || second.kind !== 'bytes') return false;
+  const cleared = first.bytes.map((byte, i) => byte & ~(masks.get(offset + i) ?? 0));
+  return second.bytes.equals(cleared);
 }
 
 /** Both have the same bytes except for bits of a mask, by offset. */

@@ -11,10 +11,12 @@ const bar0 = 0x10;
 /** Page number of memory that the function may reach: DMA_IOVA of l1/src/device.h. */
 const dmaPage = 0x10000;
 
-/** Both sides begin alike: what an earlier user wrote to BARs may have stayed. */
+/** Both sides begin alike: what an earlier user wrote may have stayed. */
 const beginning: readonly Access[] = [
   reset,
   ...[0x10, 0x14, 0x18, 0x1c, 0x20, 0x24].map((bar) => write('cfg', bar, 4, 0)),
+  write('cfg', 0x0c, 2, 0), // cache line size, latency timer
+  write('cfg', 0x3c, 1, 0), // interrupt line
   write('cfg', command, 2, 0),
 ];
 
@@ -81,6 +83,10 @@ export function directed(): Access[] {
     add(read('cfg', command, 2), read('cfg', 0, 64), read('cfg', bar0, 4), read('bar0', 18, 1));
     add(enable, read('bar0', 18, 1), read('bar0', 14, 2), read('bar0', 0, 4));
   }
+
+  // A driver that forgets bus mastering.
+  add(write('cfg', command, 2, 3), write('bar0', 18, 1, 3), read('cfg', command, 2));
+  add(write('bar0', 18, 1, 0), enable);
 
   // The guest's enable bit apart from the host's eventfds.
   add(vectors(0), write('cfg', msixControl, 2, 0x8000), read('cfg', msixControl, 2));

@@ -7,6 +7,7 @@ import type { Child } from '../../vm/child.js';
 import type { Scene } from '../../vm/scene.js';
 import { archive, type ArchiveFile } from './cpio.js';
 import { lab, qemuCommand, requirePieces, type Kernel } from './lab.js';
+import { digestHost, digestPort } from './l2.js';
 import { Qmp } from './qmp.js';
 
 type Properties = Readonly<Record<string, string | number>>;
@@ -108,7 +109,9 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
       .map(([key, value]) => `${key}=${value}`)
       .join(),
   ];
-  const network = (index: number) => ['-netdev', `user,id=n${index},ipv6=off`];
+  // QEMU's user-mode network has a router with DHCP; a host that answers TCP is added to it.
+  const digest = `guestfwd=tcp:${digestHost}:${digestPort}-cmd:md5sum`;
+  const network = (index: number) => ['-netdev', `user,id=n${index},ipv6=off,${digest}`];
   const member = (index: number) =>
     device({
       driver: 'virtio-net-pci',

@@ -3,7 +3,9 @@
 import type { ExecutionContext } from 'ava';
 import type { L1 } from './l1.js';
 
-export const node = (program: string): string => `node /retrovf/test/lab/l1/${program}.js`;
+/** A line of shell that runs one. */
+export const node = (program: string, ...args: string[]): string =>
+  ['node', `/retrovf/test/lab/l1/${program}.js`, ...args].join(' ');
 
 /** Every test of the program passed; what it found stands in the log. */
 export function allPassed(t: ExecutionContext, l1: L1, least: number): void {
