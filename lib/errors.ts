@@ -100,6 +100,11 @@ export const errorCodes = {
     meaning: 'The function no longer answers.',
     hint: 'Check that it was not unplugged, that its VF is still enabled, and the kernel log.',
   },
+  ERR_DISK_IN_USE: {
+    origin: 'lib',
+    meaning: 'The change would take away a disk that is mounted or swapped to.',
+    hint: 'Unmount what detail.mounts lists, or end its use as swap, first.',
+  },
   ERR_DMA_FAULT: {
     origin: 'native',
     meaning: 'The device touched memory that is not mapped.',
@@ -150,6 +155,16 @@ export const errorCodes = {
     meaning: 'The guest waited in vain.',
     hint: 'Check the uplink of the SoftNIC and the log of the process that serves the device.',
   },
+  ERR_HOST_STEP: {
+    origin: 'lib',
+    meaning: 'The host refused a step of a set-up or teardown.',
+    hint: 'The message has the reason; detail.left lists what could not be taken back.',
+  },
+  ERR_HOST_TIMEOUT: {
+    origin: 'lib',
+    meaning: 'The host did not complete a step of a set-up or teardown in time.',
+    hint: 'A process holds the function open, or its driver is stuck; detail.holders names such processes.',
+  },
   ERR_INVALID_ARG: {
     origin: 'native',
     meaning: 'The native addon refused an argument.',
@@ -159,6 +174,17 @@ export const errorCodes = {
     origin: 'native',
     meaning: 'A system call failed.',
     hint: 'The message has the reason that the system gave.',
+  },
+  ERR_IOMMU_ABSENT: {
+    origin: 'lib',
+    meaning: 'The function is in no IOMMU group, so VFIO cannot take it.',
+    hint: 'Enable the IOMMU in the firmware, and on the kernel command line (intel_iommu=on for Intel).',
+  },
+  ERR_IOMMU_GROUP_NOT_VIABLE: {
+    origin: 'lib',
+    meaning:
+      'The IOMMU group of the function has other members that are bound to drivers of the host.',
+    hint: 'Unbind the members that detail.offenders lists, or bind them to vfio-pci too.',
   },
   ERR_IRQ: {
     origin: 'native',
@@ -174,6 +200,16 @@ export const errorCodes = {
     origin: 'lib',
     meaning: 'The native addon could not be loaded.',
     hint: 'The message has the reason. Linux on x86-64 with glibc is needed.',
+  },
+  ERR_NETDEV_IN_USE: {
+    origin: 'lib',
+    meaning: 'The change would take down a network interface that is in use.',
+    hint: 'Make sure that this host stays reachable without it, then allow it: --yes, or yes: true.',
+  },
+  ERR_NOT_A_PF: {
+    origin: 'lib',
+    meaning: 'The function has no SR-IOV.',
+    hint: 'Name a PF; SR-IOV may have to be enabled in the firmware of the host and of the device.',
   },
   ERR_NOT_MAPPABLE: {
     origin: 'native',
@@ -511,6 +547,115 @@ export function nativeLoad(path: string, reason: string, cause?: unknown): Retro
   );
 }
 
+interface Holders {
+  readonly holders: readonly { readonly pid: number; readonly name: string }[];
+}
+
+const named = (holders: Holders['holders']) =>
+  holders.map(({ pid, name }) => `${name} (pid ${pid})`).join(', ');
+
+export function deviceHeld(bdf: string, holders: Holders['holders']): RetroVfError {
+  return new RetroVfError(
+    'ERR_DEVICE_BUSY',
+    `${bdf} or one of its VFs is open in ${named(holders)}`,
+    { bdf, detail: { holders }, hint: 'End that process, or let it close the function, first.' },
+  );
+}
+
+export function diskInUse(bdf: string, mounts: readonly string[]): RetroVfError {
+  return new RetroVfError(
+    'ERR_DISK_IN_USE',
+    `Changing ${bdf} takes away what is mounted at ${mounts.join(', ')}`,
+    { bdf, detail: { mounts } },
+  );
+}
+
+export function groupNotViable(
+  bdf: string,
+  group: string,
+  offenders: readonly { readonly bdf: string; readonly driver: string }[],
+): RetroVfError {
+  const list = offenders.map((each) => `${each.bdf} (${each.driver})`).join(', ');
+  return new RetroVfError(
+    'ERR_IOMMU_GROUP_NOT_VIABLE',
+    `IOMMU group ${group} of ${bdf} also holds ${list}`,
+    { bdf, detail: { group, offenders } },
+  );
+}
+
+/** What became of a set-up or teardown that failed. */
+interface Aftermath {
+  /** Steps that were done and taken back again. */
+  readonly undone: readonly string[];
+  /** Steps that were done and stay. */
+  readonly left: readonly string[];
+}
+
+export function hostStep(
+  bdf: string,
+  step: { readonly does: string; readonly command: string },
+  reason: { readonly why: string; readonly hint?: string | undefined },
+  after: Aftermath,
+  cause: unknown,
+): RetroVfError {
+  return new RetroVfError(
+    'ERR_HOST_STEP',
+    `${bdf}: could not ${step.does}: ${reason.why}${aftermath(after)}`,
+    {
+      bdf,
+      detail: { ...step, ...after },
+      cause,
+      ...(reason.hint !== undefined && { hint: reason.hint }),
+    },
+  );
+}
+
+export function hostTimeout(
+  bdf: string,
+  step: { readonly does: string; readonly command: string },
+  { holders, timeoutMs }: Holders & { readonly timeoutMs: number },
+  after: Aftermath,
+  cause: unknown,
+): RetroVfError {
+  const by = holders.length === 0 ? '' : `; ${named(holders)} holds it open`;
+  return new RetroVfError(
+    'ERR_HOST_TIMEOUT',
+    `${bdf}: could not ${step.does} in ${timeoutMs} ms${by}${aftermath(after)}`,
+    { bdf, detail: { ...step, timeoutMs, holders, ...after }, cause },
+  );
+}
+
+function aftermath({ undone, left }: Aftermath): string {
+  if (left.length > 0) return `. Still in place: ${left.join('; ')}`;
+  return undone.length > 0 ? '. Everything before it was taken back' : '';
+}
+
+export function netdevInUse(
+  bdf: string,
+  netdevs: readonly { readonly name: string; readonly defaultRoute: boolean }[],
+): RetroVfError {
+  const list = netdevs.map((each) =>
+    each.defaultRoute ? `${each.name}, which carries a default route` : `${each.name}, which is up`,
+  );
+  return new RetroVfError('ERR_NETDEV_IN_USE', `Changing ${bdf} takes down ${list.join('; ')}`, {
+    bdf,
+    detail: { netdevs },
+  });
+}
+
+export function noIommu(bdf: string): RetroVfError {
+  return new RetroVfError('ERR_IOMMU_ABSENT', `${bdf} is in no IOMMU group`, { bdf });
+}
+
+export function notAPf(bdf: string, physfn: string | null): RetroVfError {
+  const why = physfn === null ? 'has no SR-IOV' : `is a VF of ${physfn}`;
+  return new RetroVfError('ERR_NOT_A_PF', `${bdf} ${why}`, {
+    bdf,
+    detail: { physfn },
+    ...(physfn !== null && { hint: `Name its PF, ${physfn}.` }),
+  });
+}
+
 export function noSuchDevice(bdf: string): RetroVfError {
   return new RetroVfError('ERR_NO_SUCH_DEVICE', `There is no PCI function ${bdf}`, { bdf });
 }
@@ -575,4 +720,12 @@ export function ownerResetTimeout(bdf: string, timeoutMs: number): RetroVfError 
 
 export function sysfsUnreadable(path: string, why: string, cause?: unknown): RetroVfError {
   return new RetroVfError('ERR_SYSFS', `${path} ${why}`, { detail: { path, why }, cause });
+}
+
+export function tooManyVfs(bdf: string, vfs: number, total: number): RetroVfError {
+  return new RetroVfError('ERR_TOO_MANY_VFS', `${bdf} has ${total} VFs at most, not ${vfs}`, {
+    bdf,
+    detail: { vfs, total },
+    hint: `Ask for at most ${total}.`,
+  });
 }

@@ -20,6 +20,23 @@ export {
   type Verdict,
 } from './host/prober.js';
 
+// Preparing a host
+export { thisMachine, type Machine } from './host/machine.js';
+export type { Ended, RunProgram } from './host/program.js';
+export { SysfsWriter, WriteRefused, type WriteOptions } from './host/sysfs-writer.js';
+export { examineHost, type ExamineOptions, type HostExamination } from './host/doctor/examine.js';
+export type { Check, CheckId, CheckState } from './host/doctor/check.js';
+export type { Runtime } from './host/doctor/platform.js';
+export {
+  setUp,
+  tearDown,
+  type BoundFunction,
+  type HostChange,
+  type HostChangeOptions,
+  type SetUpOptions,
+} from './host/setup.js';
+export type { AppliedStep, StepOutcome } from './host/apply.js';
+
 // Devices
 export {
   OwnerDevice,

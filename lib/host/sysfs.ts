@@ -228,7 +228,7 @@ function parseBar(line: string, index: number): Bar | null {
 }
 
 /** Reads a regular file of at most `limit` bytes. */
-async function readBounded(path: string, limit: number): Promise<Buffer> {
+export async function readBounded(path: string, limit: number): Promise<Buffer> {
   let file: FileHandle | undefined;
   try {
     // A FIFO in a made-up tree would hold a blocking open for ever.
@@ -280,7 +280,7 @@ function cannotRead(error: unknown): string {
 }
 
 /** Text from the tree may hold anything; terminals and logs should not. */
-function printable(text: string): string {
+export function printable(text: string): string {
   return text.replaceAll(/[^\x20-\x7e]/g, '?').slice(0, 64);
 }
 

@@ -104,6 +104,10 @@ test.serial('probe refuses --sysfs beside --softnic', refused, {
   args: ['probe', '--softnic', '--sysfs', '/sys'],
   says: /exclude each other/,
 });
+test.serial('a way to open functions of the host is refused for the SoftNIC', refused, {
+  args: ['serve', '--softnic', '--via', 'group', '--socket', '/tmp/a.sock'],
+  says: /--via is not for --softnic/,
+});
 test.serial('serve needs devices', refused, {
   args: ['serve', '--socket', '/tmp/a.sock'],
   says: /Give the VFs to serve, or --softnic/,

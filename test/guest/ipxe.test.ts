@@ -8,7 +8,7 @@ import { bootIpxe } from './lib/ipxe.js';
 import { lab } from './lib/lab.js';
 import { commandLine } from './lib/linux.js';
 import { startNic } from './lib/nic.js';
-import { scene, type Scene } from './lib/scene.js';
+import { scene, type Scene } from '../vm/scene.js';
 
 async function tftpFolder(s: Scene): Promise<string> {
   const dir = join(s.dir, 'tftp');

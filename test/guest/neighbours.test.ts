@@ -4,7 +4,7 @@ import test from 'ava';
 import { noPingLost } from './lib/checks.js';
 import { bootLinux } from './lib/linux.js';
 import { startNic } from './lib/nic.js';
-import { scene } from './lib/scene.js';
+import { scene } from '../vm/scene.js';
 
 test(
   'a guest killed amid traffic costs its neighbour nothing, and its function serves the next guest',

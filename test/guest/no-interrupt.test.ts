@@ -6,7 +6,7 @@ import { isTransitionalNet } from './lib/checks.js';
 import { standin } from './lib/lab.js';
 import { bootLinux } from './lib/linux.js';
 import { startNic } from './lib/nic.js';
-import { scene } from './lib/scene.js';
+import { scene } from '../vm/scene.js';
 
 // QEMU's own device has a pin, so there is nothing to see with it.
 const testVf = standin ? test.skip : test;

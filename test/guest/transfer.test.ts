@@ -6,7 +6,7 @@ import test from 'ava';
 import { lab } from './lib/lab.js';
 import { bootLinux } from './lib/linux.js';
 import { startNic } from './lib/nic.js';
-import { scene } from './lib/scene.js';
+import { scene } from '../vm/scene.js';
 
 const mebibytes = 64;
 

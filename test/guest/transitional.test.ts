@@ -5,7 +5,7 @@ import test from 'ava';
 import { isTransitionalNet, noPingLost, usesMsix } from './lib/checks.js';
 import { bootLinux } from './lib/linux.js';
 import { startNic } from './lib/nic.js';
-import { scene } from './lib/scene.js';
+import { scene } from '../vm/scene.js';
 
 for (const machine of ['pc', 'q35'] as const) {
   test(

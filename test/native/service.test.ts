@@ -9,11 +9,14 @@ import {
   serve,
   serveAll,
   startDoorbell,
+  type Bdf,
+  type Host,
   type LegacyGuest,
   type Served,
   type ServiceEntry,
   type SoftNicHost,
 } from '../../lib/index.js';
+import type { FunctionEvent } from '../../lib/native.js';
 import {
   enable,
   memberOf,
@@ -301,6 +304,80 @@ test('closing a service gives everything back and removes the sockets', async (t
   await Promise.all([all.close(), all.close()]);
   t.false(sessions.some(({ path }) => existsSync(path)));
   for (const bdf of [host.owner, ...host.members()]) await host.open(bdf).close();
+});
+
+/** The SoftNIC, with a say for the test in what the host wants of a function. */
+function unplugging(host: SoftNicHost): {
+  host: Host;
+  tell: (bdf: string, event: FunctionEvent) => void;
+} {
+  const listeners = new Map<string, (event: FunctionEvent) => void>();
+  const { sysfs, openableDrivers } = host;
+  return {
+    host: {
+      sysfs,
+      openableDrivers,
+      open(bdf, onEvent) {
+        listeners.set(bdf, onEvent);
+        return host.open(bdf);
+      },
+      close: () => host.close(),
+    },
+    tell: (bdf, event) => listeners.get(bdf)?.(event),
+  };
+}
+
+async function twoVfs(t: ExecutionContext) {
+  const nic = await softNic(t, { vfs: 2, uplink: { kind: 'gateway' } });
+  const { host, tell } = unplugging(nic);
+  const socket = await socketFolder(t);
+  const entries = [1, 2].map((n) => ({ bdf: memberOf(nic, n), path: socket(`vf${n}`) }));
+  const all = await serveAll(host, entries);
+  t.teardown(() => all.close());
+  return { nic, tell, all, paths: entries.map(({ path }) => path) };
+}
+
+test('a VF that the host wants back is closed under its client, and the other goes on', async (t) => {
+  const { nic, tell, all, paths } = await twoVfs(t);
+  const [first = '', second = ''] = paths;
+  const guest = await guestOf(t, first);
+  await guest.enumerate();
+  await guest.start();
+  await guestOf(t, second);
+  tell(memberOf(nic, 2), 'unplug-requested');
+  tell(memberOf(nic, 2), 'unplug-requested');
+  await until('the VF is given back', () => all.served.length === 1);
+  t.false(existsSync(second));
+  await nic.open(memberOf(nic, 2) as Bdf).close();
+  const lease = await guest.dhcp(10_000);
+  t.like(await guest.ping(lease.router ?? '', 1, 5000), { received: 1 });
+  await all.add({ bdf: memberOf(nic, 2), path: second });
+  t.deepEqual(all.failures, []);
+});
+
+test('a PF that the host wants back is closed after all of its VFs', async (t) => {
+  const { nic, tell, all, paths } = await twoVfs(t);
+  const [owner] = all.owners;
+  tell(nic.owner, 'unplug-requested');
+  await until('the PF is given back', () => all.owners.length === 0);
+  t.is(owner?.state.kind, 'closed');
+  t.is(all.served.length, 0);
+  t.deepEqual(
+    paths.filter((path) => existsSync(path)),
+    [],
+  );
+  for (const bdf of [nic.owner, ...nic.members()]) await nic.open(bdf).close();
+});
+
+test('an error of the bus is an event of the device and of the owner', async (t) => {
+  const { nic, tell, all } = await twoVfs(t);
+  const heard: string[] = [];
+  all.served[1]?.device.on('device-error', () => heard.push('device'));
+  all.owners[0]?.on('device-error', () => heard.push('owner'));
+  tell(memberOf(nic, 2), 'device-error');
+  tell(nic.owner, 'device-error');
+  t.deepEqual(heard, ['device', 'owner']);
+  t.is(all.served.length, 2);
 });
 
 test('a service recovers its lost owners in one call', async (t) => {

@@ -63,7 +63,7 @@ pub fn open(
     let io = |what| move |source| Error::Io { bdf, what, source };
     let device = opened.device;
     if let (true, Some(token)) = (facts.is_owner, &options.token) {
-        // By its group it has it already; by its own node an older kernel takes it this way only.
+        // By its group it may have it already; by its own node it has not.
         match ioctl::set_token(&device, token.bytes()) {
             Err(source) if source.raw_os_error() == Some(libc::ENOTTY) => {
                 log::debug!("{bdf} knows no VF tokens");

@@ -1,7 +1,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -137,13 +137,26 @@ impl Ask<'_> {
         let bind = |token: Option<&Token>| {
             patiently(|| ioctl::bind(&device, &iommufd, token.map(Token::bytes)))
         };
-        let mut bound = bind(token);
-        // Kernels before the flag refuse it, and ask for no token on this way.
-        let old = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-        if token.is_some() && bound.as_ref().is_err_and(old) {
-            bound = bind(None);
+        // A VF: kernels before the flag refuse it, and ask for no token on this way. A PF: the kernel
+        // takes a token from whoever asks, even if it then refuses because the PF is open already;
+        // so it gets one only if it wants one, which is while VFs are open, and its own later.
+        let (first, then, unless) = match self.facts.is_owner {
+            true => (None, token, libc::EACCES),
+            false => (token, None, libc::EINVAL),
+        };
+        let mut bound = bind(first);
+        let refused = |error: &io::Error| error.raw_os_error() == Some(unless);
+        let retried = token.is_some() && bound.as_ref().is_err_and(refused);
+        if retried {
+            bound = bind(then);
         }
-        bound.map_err(|source| self.refusal(source, token.is_some(), node))?;
+        bound.map_err(|source| match source.raw_os_error() {
+            // What is left of the reasons: another holder. A kernel that knows the flag and takes no
+            // bind without it had the same one before.
+            Some(libc::EINVAL) => self.busy(node),
+            Some(libc::EACCES) if retried && !self.facts.is_owner => self.busy(node),
+            _ => self.refusal(source, token.is_some(), node),
+        })?;
         let id = ioctl::ioas_alloc(&iommufd).map_err(self.io("Making an address space"))?;
         ioctl::attach(&device, id).map_err(self.io("Giving the device its address space"))?;
         Ok(Opened {
@@ -168,10 +181,7 @@ impl Ask<'_> {
                 path: path.to_owned(),
                 source: errno.into(),
             },
-            libc::EBUSY => Error::Busy {
-                bdf,
-                path: path.to_owned(),
-            },
+            libc::EBUSY => self.busy(path),
             libc::ENOENT | libc::ENODEV => {
                 let (path, why) = (path.display(), io::Error::from(errno));
                 self.unavailable(format!("{path} cannot be opened ({why})"))
@@ -185,11 +195,15 @@ impl Ask<'_> {
         let bdf = self.bdf;
         match source.raw_os_error() {
             Some(libc::EACCES) => Error::Token { bdf, given },
-            Some(libc::EBUSY) => Error::Busy {
-                bdf,
-                path: PathBuf::from(node),
-            },
+            Some(libc::EBUSY) => self.busy(node),
             _ => self.io("Opening the device")(source),
+        }
+    }
+
+    fn busy(&self, path: &Path) -> Error {
+        Error::Busy {
+            bdf: self.bdf,
+            path: path.to_owned(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What VFIO does with a real PF and its VF, both on vfio-pci. Needs a machine with an IOMMU and root:
 //! the lab runs it, with the addresses in the environment (PF, and VFS, of which the first is taken):
-//! `hardware --ignored --test-threads=1`.
+//! `hardware --ignored --test-threads=1`. VIA=group or cdev chooses the way in.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -24,8 +24,17 @@ fn address(variable: &str) -> Bdf {
     value.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+fn way() -> Via {
+    match std::env::var("VIA").as_deref() {
+        Ok("group") => Via::Group,
+        Ok("cdev") => Via::Cdev,
+        _ => Via::Auto,
+    }
+}
+
 fn options(token: Option<&str>) -> OpenOptions {
     OpenOptions {
+        via: way(),
         token: token.map(|text| text.parse::<Token>().unwrap()),
         ..OpenOptions::default()
     }
@@ -96,7 +105,12 @@ fn a_vf_opens_with_the_token_of_its_pf_only_and_only_once() {
     }
     let vf = open_vf(Some(TOKEN)).unwrap();
     assert_eq!(open_vf(Some(TOKEN)).unwrap_err().code(), "ERR_DEVICE_BUSY");
-    drop((vf, pf));
+    drop(vf);
+    // A stranger at the PF changes nothing.
+    let stranger = open(address("PF"), &options(Some(OTHER)), |_| {}).unwrap_err();
+    assert_eq!(stranger.code(), "ERR_DEVICE_BUSY");
+    drop(open_vf(Some(TOKEN)).unwrap());
+    drop(pf);
     // Once more with another token: nobody has a VF open.
     let _pf = open(address("PF"), &options(Some(OTHER)), |_| {}).unwrap();
     open_vf(Some(OTHER)).unwrap();
@@ -254,9 +268,18 @@ fn what_the_iommu_cannot_serve_is_refused_with_its_reason() {
 fn the_kernel_s_limit_on_mappings_is_reported() {
     let before = fs::read_to_string(LIMIT).unwrap();
     fs::write(LIMIT, "2").unwrap();
-    let pair = pair();
+    // The limit of the container: iommufd has none.
+    let by_group = |bdf| {
+        let options = OpenOptions {
+            via: Via::Group,
+            ..options(Some(TOKEN))
+        };
+        open(bdf, &options, |_| {}).unwrap()
+    };
+    let _pf = by_group(address("PF"));
+    let vf = by_group(address("VFS"));
     fs::write(LIMIT, before).unwrap();
-    let map = |n: u64| pair.vf.dma_map(n * 0x1000, page());
+    let map = |n: u64| vf.dma_map(n * 0x1000, page());
     map(1).unwrap();
     map(2).unwrap();
     let error = map(3).unwrap_err();

@@ -1,9 +1,9 @@
 // A guest and its own words: "GUEST key=value" lines on its serial console.
 
-import type { Child } from './child.js';
+import type { Child } from '../../vm/child.js';
 import { qemu } from './lab.js';
 import type { Port } from './nic.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 
 export interface GuestOptions {
   name?: string;

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { startGuest, type Guest, type GuestOptions } from './guest.js';
 import { lab } from './lab.js';
 import type { Port } from './nic.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 
 export interface IpxeOptions extends GuestOptions {
   /** iPXE commands; one that fails ends the run. */

@@ -3,7 +3,7 @@
 import { startGuest, type Guest, type GuestOptions } from './guest.js';
 import { lab } from './lab.js';
 import type { Port } from './nic.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 
 export interface LinuxOptions extends GuestOptions {
   /** What init does: see image/init. */

@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { qemu } from './lab.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 
 /**
  * Returns the path of the socket, which accepts one peer at a time. On it each

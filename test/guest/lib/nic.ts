@@ -2,7 +2,7 @@
 
 import { standin } from './lab.js';
 import { startRetroVf } from './retrovf.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 import { startStandin } from './standin.js';
 
 export interface NicOptions {

@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { projectRoot } from './lab.js';
 import { startNetwork } from './network.js';
 import type { NicSettings, Port } from './nic.js';
-import type { Child } from './child.js';
-import type { Scene } from './scene.js';
+import type { Child } from '../../vm/child.js';
+import type { Scene } from '../../vm/scene.js';
 
 const command = process.env['RETROVF_BIN']?.split(' ') ?? [
   process.execPath,

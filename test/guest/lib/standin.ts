@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import { startNetwork } from './network.js';
 import type { NicSettings, Port } from './nic.js';
-import type { Scene } from './scene.js';
+import type { Scene } from '../../vm/scene.js';
 import { startSwitch } from './switch.js';
 
 export async function startStandin(scene: Scene, settings: NicSettings): Promise<Port[]> {

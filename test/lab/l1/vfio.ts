@@ -1,9 +1,10 @@
 // What `retrovf serve` and the library do with a PF and two VFs of the machine, all on vfio-pci. Runs
-// in the lab, as root, with the addresses in PF and VFS; prints `ok NAME` or `not ok NAME: why` a test,
+// in the lab, as root, with the addresses in PF and VFS, and the way in (group, cdev) in VIA; prints `ok NAME` or `not ok NAME: why` a test,
 // and facts as key=value.
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { chown, mkdtemp, readdir, readFile, readlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -22,6 +23,7 @@ import {
 const pf = process.env['PF'] ?? '';
 const vfs = (process.env['VFS'] ?? '').trim().split(/\s+/);
 const [vf1 = '', vf2 = ''] = vfs;
+const via = (process.env['VIA'] ?? 'auto') as 'auto' | 'group' | 'cdev';
 const main = new URL('../../../lib/cli/main.js', import.meta.url).pathname;
 const gateway = '10.0.2.2';
 const patience = 30_000;
@@ -34,6 +36,17 @@ const driver = (name: string) => `/sys/bus/pci/drivers/vfio-pci/${name}`;
 
 function check(condition: unknown, what: string): asserts condition {
   if (!condition) throw new Error(what);
+}
+
+/** The nodes that whoever opens a function has to have. */
+async function nodesOf(bdf: string): Promise<string[]> {
+  const [own] = await readdir(sys(bdf, 'vfio-dev')).catch(() => []);
+  const iommufd = '/dev/iommu';
+  if (via !== 'group' && own !== undefined && existsSync(iommufd)) {
+    return [iommufd, `/dev/vfio/devices/${own}`];
+  }
+  const group = (await readlink(sys(bdf, 'iommu_group'))).split('/').at(-1);
+  return [`/dev/vfio/${group}`];
 }
 
 async function codeOf(work: Promise<unknown>): Promise<string> {
@@ -74,7 +87,8 @@ class Serving {
   /** As another user, it may lock 512 KiB of memory. */
   constructor(args: readonly string[], user?: number) {
     const limited = user === undefined ? '' : 'ulimit -l 512;';
-    const shell = ['-c', `${limited} exec "$0" "$@"`, process.execPath, main, 'serve', ...args];
+    const shell = ['-c', `${limited} exec "$0" "$@"`, process.execPath, main];
+    shell.push('serve', '--via', via, ...args);
     this.child = spawn('sh', shell, {
       stdio: ['ignore', 'pipe', 'pipe'],
       ...(user === undefined ? {} : { uid: user, gid: user }),
@@ -149,7 +163,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'the kernel forwards kicks without a wake-up of this process': async () => {
-    await using host = new VfioHost();
+    await using host = new VfioHost({ via });
     const path = socket();
     await using service = await serveAll(host, [{ bdf: vf1, path }]);
     const [served] = service.served;
@@ -180,7 +194,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'kicks as messages need no in-kernel way': async () => {
-    await using host = new VfioHost();
+    await using host = new VfioHost({ via });
     const path = socket();
     await using service = await serveAll(host, [{ bdf: vf1, path }]);
     const [served] = service.served;
@@ -195,7 +209,7 @@ const tests: Record<string, () => Promise<void>> = {
 
   'VFs that are enabled after the PF is up are served too': async () => {
     await writeFile(sys(pf, 'sriov_numvfs'), '0');
-    await using host = new VfioHost();
+    await using host = new VfioHost({ via });
     await using owner = await OwnerDevice.open(host, pf);
     await writeFile(sys(pf, 'sriov_numvfs'), String(vfs.length));
     await using device = await TransitionalDevice.open(host, vf1, { owner });
@@ -206,9 +220,9 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'a VF is refused without the token of its PF, and a PF that is in use': async () => {
-    await using host = new VfioHost();
+    await using host = new VfioHost({ via });
     await using owner = await OwnerDevice.open(host, pf);
-    await using stranger = new VfioHost();
+    await using stranger = new VfioHost({ via });
     const code = await codeOf(TransitionalDevice.open(stranger, vf1, { owner }));
     check(code === 'ERR_VFIO_TOKEN', code);
     await using busy = new Serving([vf2, '--socket', socket()]);
@@ -236,10 +250,8 @@ const tests: Record<string, () => Promise<void>> = {
     await using refused = as(socket());
     check((await refused.ended) === 5, `refused: ${refused.log.join(' | ')}`);
     check(refused.says('ERR_VFIO_PERMISSION'), refused.log.join(' | '));
-    const groups = await Promise.all(
-      [pf, vf1].map(async (bdf) => (await readlink(sys(bdf, 'iommu_group'))).split('/').at(-1)),
-    );
-    for (const group of groups) await chown(`/dev/vfio/${group}`, nobody, nobody);
+    const nodes = (await Promise.all([pf, vf1].map(nodesOf))).flat();
+    for (const node of nodes) await chown(node, nobody, nobody);
     const path = socket();
     await using serving = as(path);
     await serving.ready(1);
@@ -250,7 +262,7 @@ const tests: Record<string, () => Promise<void>> = {
       serving.until(() => serving.says('ERR_DMA_LOCKED')),
       'the complaint',
     );
-    for (const group of groups) await chown(`/dev/vfio/${group}`, 0, 0);
+    for (const node of nodes) await chown(node, 0, 0);
     await serving.stop();
   },
 
@@ -289,7 +301,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'a PF whose VFs are disabled gives them back, and serves them when they return': async () => {
-    await using host = new VfioHost();
+    await using host = new VfioHost({ via });
     const path = socket();
     await using service: Service = await serveAll(host, [{ bdf: vf1, path }]);
     const guest = await traffic(path);

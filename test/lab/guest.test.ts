@@ -1,0 +1,78 @@
+// A legacy Linux guest on a VF of the lab: the kernel's way and ours, on the same device.
+
+import test, { type ExecutionContext } from 'ava';
+import { scene } from '../vm/scene.js';
+import { bootL1, type L1 } from './lib/l1.js';
+import { l2Command, l2Files } from './lib/l2.js';
+
+const kernel = 'trixie-backports';
+
+function legacyGuestIsWell(t: ExecutionContext, l1: L1): void {
+  for (const line of l1.child.lines.all) if (line.startsWith('GUEST ')) t.log(line);
+  t.is(l1.one('vendor'), '0x1af4');
+  t.is(l1.one('device'), '0x1000');
+  t.is(l1.one('revision'), '0x00');
+  t.is(l1.one('subsystem_device'), '0x0001');
+  t.is(l1.one('driver'), 'virtio-pci');
+  t.is(l1.one('version_1'), '0', 'the driver is not a legacy one');
+  t.regex(l1.one('ip'), /^10\.0\.2\./);
+  t.regex(l1.one('ping'), /^50\/50 /);
+  const [, sent, answer] = /^(\w{32}) answer=(\w{32})$/.exec(l1.one('digest')) ?? [];
+  t.truthy(sent, l1.one('digest'));
+  t.is(answer, sent, 'TCP changed the data');
+  const irqs = l1.all('irq');
+  t.true(irqs.length > 1, irqs.join(' | '));
+  for (const irq of irqs) t.regex(irq, /MSI-?X/);
+  t.true(
+    irqs.some((irq) => /^\d+: [1-9]\d* .*virtio0-(input|virtqueues)/.test(irq)),
+    irqs.join(' | '),
+  );
+}
+
+test(
+  'a legacy guest runs on a VF through the kernel’s driver and vfio-pci',
+  scene(async (t, s) => {
+    const l1 = await bootL1(s, {
+      kernel,
+      vfs: 1,
+      pf: 'virtio-pci',
+      vf: 'virtio_vfio_pci',
+      kvm: true,
+      files: await l2Files(kernel),
+      script: l2Command('"vfio-pci,host=$VF"'),
+    });
+    await l1.done(300);
+    legacyGuestIsWell(t, l1);
+  }),
+);
+
+test(
+  'a legacy guest runs on a VF through retrovf serve and vfio-user-pci',
+  scene(async (t, s) => {
+    const device = { driver: 'vfio-user-pci', socket: { path: '/tmp/vf.sock', type: 'unix' } };
+    const l1 = await bootL1(s, {
+      kernel,
+      vfs: 1,
+      kvm: true,
+      files: await l2Files(kernel),
+      script: `
+cd /tmp
+node /retrovf/lib/cli/main.js serve "$VF" --socket /tmp/vf.sock > served 2> serve.err &
+server=$!
+until grep -q socket served; do
+    kill -0 $server || { cat serve.err; return 1; }
+    usleep 50000
+done
+cat served
+${l2Command(`'${JSON.stringify(device)}'`)}
+status=$?
+kill $server
+wait $server || status=1
+[ $status = 0 ] || cat serve.err
+return $status
+`,
+    });
+    await l1.done(300);
+    legacyGuestIsWell(t, l1);
+  }),
+);
