@@ -80,5 +80,5 @@ export async function playBoth(
     const name = transcripts[i]?.name ?? '';
     return compare(steps, kernel.file(name), ours.file(name));
   });
-  return { kernel: kernel.one('kernel').split(' ')[0] ?? '', comparisons };
+  return { kernel: kernel.one('kernel', 'LAB').split(' ')[0] ?? '', comparisons };
 }

@@ -41,17 +41,15 @@ export class L1 {
     this.#qmpPath = qmpPath;
   }
 
-  /** Values of a `LAB key=value` line of init, or of `key=value` lines of the script. */
-  all(key: string): string[] {
-    const start = new RegExp(`^(?:LAB |GUEST )?${key}=`);
-    return this.child.lines.all.flatMap((line) => {
-      const found = start.exec(line);
-      return found === null ? [] : [line.slice(found[0].length)];
-    });
+  /** Values of a `key=value` line of the script, of `LAB` (init), or of `GUEST` (a guest in L1). */
+  all(key: string, speaker: '' | 'LAB' | 'GUEST' = ''): string[] {
+    const start = `${speaker}${speaker === '' ? '' : ' '}${key}=`;
+    const lines = this.child.lines.all.filter((line) => line.startsWith(start));
+    return lines.map((line) => line.slice(start.length));
   }
 
-  one(key: string): string {
-    const values = this.all(key);
+  one(key: string, speaker: '' | 'LAB' | 'GUEST' = ''): string {
+    const values = this.all(key, speaker);
     if (values.length === 1 && values[0] !== undefined) return values[0];
     throw new Error(`${this.#name} said ${key} ${values.length} times: ${values.join(' | ')}`);
   }
@@ -75,7 +73,7 @@ export class L1 {
   /** Waits for the end of the script and the machine. */
   async done(seconds: number): Promise<void> {
     await this.said('LAB done=', seconds);
-    const result = this.one('done');
+    const result = this.one('done', 'LAB');
     if (result !== '0') throw new Error(`${this.#name} ended with ${result}`);
     await this.child.ended(30);
   }
@@ -146,7 +144,7 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     '-initrd',
     initrd,
     '-append',
-    `console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 cryptomgr.notests lab.vfs=${vfs} ` +
+    `console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 no_timer_check cryptomgr.notests lab.vfs=${vfs} ` +
       `lab.pf=${pf} lab.vf=${vf}${kvm ? ' lab.kvm=1' : ''}`,
     '-serial',
     `file:${join(scene.dir, `${name}.console`)}`,
