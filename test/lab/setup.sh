@@ -18,6 +18,7 @@ cache=${RETROVF_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovf/lab}
 . "$here/../vm/pieces.sh"
 kernels=${*:-trixie-backports}
 qemu_version=10.2.2
+iommufd_kernel=trixie-backports
 suite=trixie
 toolchain_packages="base-files bash coreutils dash diffutils findutils gawk grep
     sed tar gzip bzip2 xz-utils patch make ninja-build meson pkg-config
@@ -55,7 +56,9 @@ guest_image=$here/../guest/image
 toolchain_key=$(key_of "$suite" $toolchain_packages)
 qemu_key=$(key_of "$toolchain_key" "$qemu_version" "$(cd "$here/qemu" && sha256sum *)")
 tools_key=$(key_of "$toolchain_key" "$(cd "$here/l1/src" && sha256sum *)")
-kernel_key() { key_of "$toolchain_key" "$1" 1 $modules; }
+kernel_key() {
+    key_of "$toolchain_key" "$1" $modules "$(sha256sum < "$here/iommufd-modules.sh")"
+}
 initrd_key() {   # initrd_key SUITE IMAGE MODULE...
     key_of "$(kernel_key "$1")" "$@" "$(cd "$2" && sha256sum $(find . -type f | sort))"
 }
@@ -187,29 +190,40 @@ make_kernel() {
     echo "$release" > "kernel-$1.new/release"
     image=$(find toolchain/work/kernel \( -name vmlinuz -o -name "vmlinuz-$release" \) -type f)
     cp "$image" "kernel-$1.new/vmlinuz"
-    build=toolchain/work/kernel/usr/src/linux-headers-$release
-    if grep -q virtio_pci_admin_has_legacy_io "$build/Module.symvers"; then
+    headers=/usr/src/linux-headers-$release
+    # Headers are found where their package would have put them.
+    mkdir -p toolchain/usr/src toolchain/usr/lib
+    for name in toolchain/work/kernel/usr/src/linux-* toolchain/work/kernel/usr/lib/linux-*; do
+        [ ! -e "$name" ] || ln -sfn "/${name#toolchain/}" "toolchain/${name#toolchain/work/kernel/}"
+    done
+    if grep -q virtio_pci_admin_has_legacy_io "toolchain/work/kernel$headers/Module.symvers"; then
         say "building virtio_vfio_pci for Linux $release"
-        rm -rf toolchain/work/driver
-        mkdir toolchain/work/driver
+        rm -rf toolchain/work/source
+        mkdir toolchain/work/source
         tar -xJf "toolchain/work/kernel/usr/src/linux-source-$version.tar.xz" \
-            -C toolchain/work/driver --strip-components=5 \
-            --wildcards '*/drivers/vfio/pci/virtio/*'
-        # Headers are found where their package would have put them.
-        mkdir -p toolchain/usr/src toolchain/usr/lib
-        for name in toolchain/work/kernel/usr/src/linux-* toolchain/work/kernel/usr/lib/linux-*; do
-            [ ! -e "$name" ] || ln -sfn "/${name#toolchain/}" \
-                "toolchain/${name#toolchain/work/kernel/}"
-        done
-        logged "driver-$1" inside make -C "/usr/src/linux-headers-$release" \
-            M=/work/driver CC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= \
+            -C toolchain/work/source --strip-components=1 --wildcards \
+            '*/drivers/vfio' '*/drivers/iommu/iommufd' '*/drivers/iommu/iommu-priv.h' \
+            '*/lib/interval_tree.c'
+        # Modules have no type information here, which would take a tool more.
+        logged "driver-$1" inside make -C "$headers" M=/work/source/drivers/vfio/pci/virtio \
+            CC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= \
             CONFIG_VIRTIO_VFIO_PCI=m CONFIG_VIRTIO_VFIO_PCI_ADMIN_LEGACY=y \
             KCFLAGS=-DCONFIG_VIRTIO_VFIO_PCI_ADMIN_LEGACY=1 modules
-        inside strip --strip-debug /work/driver/virtio-vfio-pci.ko
-        cp toolchain/work/driver/virtio-vfio-pci.ko toolchain/work/kernel/
+        inside strip --strip-debug /work/source/drivers/vfio/pci/virtio/virtio-vfio-pci.ko
+        cp toolchain/work/source/drivers/vfio/pci/virtio/virtio-vfio-pci.ko toolchain/work/kernel/
+        if [ "$1" = "$iommufd_kernel" ]; then
+            say "building iommufd for Linux $release"
+            cp "$here/iommufd-modules.sh" toolchain/work/
+            rm -rf toolchain/work/iommufd
+            logged "iommufd-$1" inside env MAKEFLAGS="CONFIG_DEBUG_INFO_BTF_MODULES=" \
+                sh /work/iommufd-modules.sh "$headers" /work/source /work/iommufd
+            mkdir "kernel-$1.new/iommufd"
+            cp toolchain/work/iommufd/*.ko "kernel-$1.new/iommufd/"
+        fi
     fi
-    take_modules toolchain/work/kernel "kernel-$1.new" $modules
-    rm -rf toolchain/work/kernel toolchain/work/driver
+    mkdir "kernel-$1.new/modules"
+    take_modules toolchain/work/kernel "kernel-$1.new/modules" $modules
+    rm -rf toolchain/work/kernel toolchain/work/source toolchain/work/iommufd
     finish "kernel-$1" "$(kernel_key "$1")"
 }
 for kernel in $kernels; do
@@ -240,7 +254,9 @@ make_initrd() {
     busybox_tree toolchain/usr/bin/busybox initrd.tree
     key=$(initrd_key "$@") from=kernel-$1 image=$2
     shift 2
-    take_modules "$from" initrd.tree/modules "$@"
+    take_modules "$from/modules" initrd.tree/modules "$@"
+    [ ! -d "$from/iommufd" ] || [ "$image" != "$here/image" ] ||
+        cp -R "$from/iommufd" initrd.tree/modules/
     cp -R "$image/." initrd.tree/
     find initrd.tree -maxdepth 1 -type f -exec chmod 755 {} +
     pack initrd.tree "$piece.new"

@@ -25,6 +25,8 @@ export interface L1Options {
   readonly vfProperties?: Properties;
   /** Load KVM, for a guest in L1. */
   readonly kvm?: boolean;
+  /** Load iommufd, and the VFIO that goes with it: only for trixie-backports. */
+  readonly iommufd?: boolean;
   readonly files?: readonly ArchiveFile[];
   /** A shell script with PF, VFS, VF and GROUP in its environment; its status is L1's. */
   readonly script: string;
@@ -94,7 +96,7 @@ const mac = (index: number) => `52:54:00:12:34:0${index}`;
 
 export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
   const { name = 'l1', kernel = 'trixie-backports', vfs = 2, files = [] } = options;
-  const { pf = 'vfio-pci', vf = 'vfio-pci', kvm = false } = options;
+  const { pf = 'vfio-pci', vf = 'vfio-pci', kvm = false, iommufd = false } = options;
   requirePieces(kernel);
   const initrd = join(scene.dir, `${name}.initrd`);
   const run = { path: 'run.sh', content: options.script };
@@ -145,7 +147,7 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     initrd,
     '-append',
     `console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 no_timer_check cryptomgr.notests lab.vfs=${vfs} ` +
-      `lab.pf=${pf} lab.vf=${vf}${kvm ? ' lab.kvm=1' : ''}`,
+      `lab.pf=${pf} lab.vf=${vf}${kvm ? ' lab.kvm=1' : ''}${iommufd ? ' lab.iommufd=1' : ''}`,
     '-serial',
     `file:${join(scene.dir, `${name}.console`)}`,
     '-serial',
