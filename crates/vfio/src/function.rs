@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -139,7 +139,6 @@ impl VfioFunction {
                 start: 0,
                 count: 1,
             };
-            use std::os::fd::AsRawFd;
             ioctl::set_irqs(&self.device.fd, set, &watch.fd().as_raw_fd().to_ne_bytes())?;
             self.watches.push(watch);
         }
