@@ -155,12 +155,12 @@ export interface AdminQueueStats {
 export declare class AdminQueue {
   private constructor();
   /**
-   * Queues a command: `readable` whole, room for `writableLength` bytes of answer. Returns the answer
-   * if the device gave it at once, else null and onComplete follows, exactly once, within deadlineMs:
-   * code null, or ERR_ADMIN_TIMEOUT / ERR_ADMIN_CLOSED / ERR_ADMIN_DEVICE. Throws ERR_ADMIN_FULL,
-   * ERR_ADMIN_SIZE.
+   * Queues a command: `readable` whole, room for as many bytes of answer as `answer` has. If the
+   * device answered at once, fills `answer` and returns how many bytes it wrote. Else returns -1, and
+   * onComplete follows, exactly once, within deadlineMs: code null, or ERR_ADMIN_TIMEOUT /
+   * ERR_ADMIN_CLOSED / ERR_ADMIN_DEVICE. Throws ERR_ADMIN_FULL, ERR_ADMIN_SIZE.
    */
-  submit(id: number, readable: Buffer, writableLength: number, deadlineMs: number): Buffer | null;
+  submit(id: number, readable: Buffer, answer: Buffer, deadlineMs: number): number;
   stats(): AdminQueueStats;
   close(): void;
 }

@@ -16,13 +16,13 @@ export class FakeQueue implements CommandQueue {
   /** What submit answers at once; null or missing: nothing. */
   readonly now: (Buffer | Error | null)[] = [];
 
-  submit(id: number, readable: Buffer, writableLength: number, deadlineMs: number): Buffer | null {
+  submit(id: number, readable: Buffer, answer: Buffer, deadlineMs: number): number {
     const next = this.now.shift() ?? null;
     if (next instanceof Error) throw next;
     const opcode = readable.readUInt16LE(0);
     const member = Number(readable.readBigUInt64LE(16));
-    this.sent.push({ id, opcode, member, readable, writableLength, deadlineMs });
-    return next;
+    this.sent.push({ id, opcode, member, readable, writableLength: answer.length, deadlineMs });
+    return next === null ? -1 : next.copy(answer);
   }
 
   get last(): Sent {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use napi::bindgen_prelude::{
-    ArrayBuffer, AsyncTask, Buffer, ClassInstance, Env, FnArgs, Function, Status,
+    ArrayBuffer, AsyncTask, Buffer, BufferSlice, ClassInstance, Env, FnArgs, Function, Status,
 };
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
@@ -220,9 +220,9 @@ impl ServedDevice {
     }
 
     #[napi]
-    pub fn respond(&self, id: f64, data: Option<Buffer>) -> Result<bool> {
+    pub fn respond(&self, id: f64, data: Option<BufferSlice<'_>>) -> Result<bool> {
         let id = whole(id, "Access id").or_throw()?;
-        Ok(self.get().or_throw()?.respond(id, data.map(Vec::from)))
+        Ok(self.get().or_throw()?.respond(id, data.as_deref()))
     }
 
     #[napi]

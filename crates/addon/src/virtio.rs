@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use napi::bindgen_prelude::{BigInt, Buffer, FnArgs, Function, Status};
+use napi::bindgen_prelude::{BigInt, Buffer, BufferSlice, FnArgs, Function, Status};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use retrovf_virtio::{
@@ -212,18 +212,23 @@ impl AdminQueue {
     pub fn submit(
         &self,
         id: f64,
-        readable: Buffer,
-        writable_length: u32,
+        readable: BufferSlice<'_>,
+        mut answer: BufferSlice<'_>,
         deadline_ms: f64,
-    ) -> Result<Option<Buffer>> {
+    ) -> Result<i32> {
         let id = whole(id, "Command id").or_throw()?;
         let deadline = Duration::from_millis(whole(deadline_ms, "Deadline").or_throw()?);
-        let answer = self
-            .get()
-            .or_throw()?
-            .submit(id, &readable, writable_length as usize, deadline)
-            .or_throw()?;
-        Ok(answer.map(Into::into))
+        let room = answer.len();
+        let queue = self.get().or_throw()?;
+        let Some(written) = queue.submit(id, &readable, room, deadline).or_throw()? else {
+            return Ok(-1);
+        };
+        // The queue gives no more than it was told to have room for.
+        let length = written.len().min(room);
+        for (to, from) in answer.iter_mut().zip(&written) {
+            *to = *from;
+        }
+        Ok(i32::try_from(length).unwrap_or(i32::MAX))
     }
 
     #[napi]

@@ -131,8 +131,8 @@ impl ServedDevice {
     /// Answers a [`ControlAccess`](crate::ControlAccess): the data of a read, `None` for a write (and
     /// for a read that failed, which is all ones to the guest). The reply is sent from here. Returns
     /// false if nobody waits any more.
-    pub fn respond(&self, id: u64, data: Option<Vec<u8>>) -> bool {
-        self.control.respond(id, data.as_deref(), &self.counters)
+    pub fn respond(&self, id: u64, data: Option<&[u8]>) -> bool {
+        self.control.respond(id, data, &self.counters)
     }
 
     /// Reads configuration space through the overlay.

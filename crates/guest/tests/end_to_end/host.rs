@@ -263,7 +263,7 @@ impl Asker {
     fn answer(self, answer: &[u8]) {
         let data = (answer[..2] == [0, 0] && self.read).then(|| answer[8..].to_vec());
         if let Some(device) = self.device.upgrade() {
-            device.respond(self.access, data);
+            device.respond(self.access, data.as_deref());
         }
     }
 }

@@ -66,13 +66,13 @@ fn an_access_under_way_is_forgotten() {
     let old = rig.access();
     drop(client);
     rig.await_event("client-disconnected");
-    assert!(!rig.device.respond(old.id, Some(vec![0; 4])));
+    assert!(!rig.device.respond(old.id, Some(&[0; 4])));
 
     let mut next = rig.guest();
     next.send_raw(&read, &[]).unwrap();
     let new = rig.access();
-    assert!(!rig.device.respond(old.id, Some(vec![0; 4])));
-    assert!(rig.device.respond(new.id, Some(vec![5; 4])));
+    assert!(!rig.device.respond(old.id, Some(&[0; 4])));
+    assert!(rig.device.respond(new.id, Some(&[5; 4])));
     assert_eq!(next.receive_raw().unwrap().payload[16..], [5; 4]);
     assert!(!rig.has_event("access-timeout"));
 }

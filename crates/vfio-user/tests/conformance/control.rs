@@ -41,7 +41,7 @@ fn an_access_says_what_the_guest_wants_and_gets_its_answer() {
     let access = rig.access();
     assert_eq!((access.offset, access.msix_enabled), (0, false));
     assert_eq!(access.kind, ControlKind::Read { length: 4 });
-    assert!(rig.device.respond(access.id, Some(vec![1, 2, 3, 4])));
+    assert!(rig.device.respond(access.id, Some(&[1, 2, 3, 4])));
     let reply = client.receive_raw().unwrap();
     assert_eq!((reply.header.id, reply.header.flags), (40, TYPE_REPLY));
     assert_eq!(reply.payload[16..], [1, 2, 3, 4]);
@@ -63,7 +63,7 @@ fn an_answer_of_the_wrong_length_reads_as_all_ones() {
     let mut client = rig.guest();
     for answer in [None, Some(vec![1]), Some(vec![0; 300])] {
         client.send_raw(&read(1, 0, 4), &[]).unwrap();
-        assert!(rig.device.respond(rig.access().id, answer));
+        assert!(rig.device.respond(rig.access().id, answer.as_deref()));
         assert_eq!(client.receive_raw().unwrap().payload[16..], [0xff; 4]);
     }
 }
@@ -74,9 +74,9 @@ fn an_access_is_answered_once() {
     let mut client = rig.guest();
     client.send_raw(&read(1, 0, 1), &[]).unwrap();
     let id = rig.access().id;
-    assert!(!rig.device.respond(id + 1, Some(vec![0])));
-    assert!(rig.device.respond(id, Some(vec![9])));
-    assert!(!rig.device.respond(id, Some(vec![8])));
+    assert!(!rig.device.respond(id + 1, Some(&[0])));
+    assert!(rig.device.respond(id, Some(&[9])));
+    assert!(!rig.device.respond(id, Some(&[8])));
     assert_eq!(client.receive_raw().unwrap().payload[16..], [9]);
     assert_eq!(rig.device.counters().late_answers, 2);
     client.device_info().unwrap();
@@ -120,7 +120,7 @@ fn a_message_that_comes_during_an_access_is_carried_out_right_after_it() {
     client.send_raw(&write(2, 16, &[3, 0]), &[]).unwrap();
     std::thread::sleep(Duration::from_millis(30));
     let answered = Instant::now();
-    assert!(rig.device.respond(access.id, Some(vec![0])));
+    assert!(rig.device.respond(access.id, Some(&[0])));
     client.receive_raw().unwrap();
     assert_eq!(client.receive_raw().unwrap().header.id, 2);
     // Long before the deadline of the access would have woken the session.
@@ -150,7 +150,7 @@ fn accesses_without_an_answer_are_answered_in_time_each_from_its_arrival() {
     // Not 900 ms: QEMU's timeout of 5 s would come up with few accesses otherwise.
     assert!(took < Duration::from_millis(800), "{took:?}");
     for id in ids {
-        assert!(!rig.device.respond(id, Some(vec![0])));
+        assert!(!rig.device.respond(id, Some(&[0])));
     }
     let counters = rig.device.counters();
     assert_eq!((counters.timed_out_accesses, counters.late_answers), (3, 3));

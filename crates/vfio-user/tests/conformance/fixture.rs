@@ -218,15 +218,17 @@ pub(crate) struct Offsets(
 impl ControlPlane for Offsets {
     fn access(&self, access: ControlAccess) {
         let answer = match access.kind {
-            ControlKind::Read { length } => {
-                Some((0..length).map(|i| access.offset as u8 + i as u8).collect())
-            }
+            ControlKind::Read { length } => Some(
+                (0..length)
+                    .map(|i| access.offset as u8 + i as u8)
+                    .collect::<Vec<u8>>(),
+            ),
             ControlKind::Write(data) => {
                 self.1.lock().unwrap().push((access.offset, data));
                 None
             }
         };
-        assert!(self.0.get().unwrap().respond(access.id, answer));
+        assert!(self.0.get().unwrap().respond(access.id, answer.as_deref()));
     }
 }
 

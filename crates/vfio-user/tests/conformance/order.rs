@@ -60,7 +60,7 @@ fn behind_an_unanswered_access_the_server_stops_reading_at_a_bound() {
     let taken = flood(&client, &kick.repeat(1000), 64 << 20);
     assert!(taken < 4 << 20, "{taken} bytes were taken");
     assert!(rig.kicks().is_empty());
-    assert!(rig.device.respond(access.id, Some(vec![0])));
+    assert!(rig.device.respond(access.id, Some(&[0])));
     eventually("all kicks", || rig.kicks().len() == taken / kick.len());
 }
 
@@ -128,7 +128,7 @@ fn an_answer_that_finds_the_socket_full_is_flushed_when_there_is_room() {
         .send_raw(&message(2, Command::REGION_READ, 0, &control.encode()), &[])
         .unwrap();
     let access = rig.access();
-    assert!(rig.device.respond(access.id, Some(vec![1, 2, 3, 4])));
+    assert!(rig.device.respond(access.id, Some(&[1, 2, 3, 4])));
     for _ in 0..fill {
         assert_eq!(client.receive_raw().unwrap().header.id, 1);
     }

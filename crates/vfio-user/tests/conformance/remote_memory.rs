@@ -151,7 +151,7 @@ fn replies_are_routed_while_a_register_access_is_under_way() {
         rig.recorder.dma.read(BASE, &mut out).unwrap();
         assert_eq!(out, [7, 7]);
         rig.recorder.dma.write(BASE, &[1, 2]).unwrap();
-        assert!(rig.device.respond(access.id, Some(vec![4; 4])));
+        assert!(rig.device.respond(access.id, Some(&[4; 4])));
         assert_eq!(guest.join().unwrap().unwrap(), [4; 4]);
     });
 }
