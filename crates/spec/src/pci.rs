@@ -56,6 +56,10 @@ pub const CAP_MSIX: u8 = 0x11;
 pub const CAP_VENDOR: u8 = 0x09;
 /// Capability id: PCI Express.
 pub const CAP_EXPRESS: u8 = 0x10;
+/// Device control, from the express capability on.
+pub const EXPRESS_DEVICE_CONTROL: usize = 8;
+/// A write of it starts a function level reset.
+pub const EXPRESS_DEVICE_CONTROL_FLR: u16 = 1 << 15;
 
 /// MSI-X message control, relative to the capability: offset.
 pub const MSIX_CONTROL: usize = 2;

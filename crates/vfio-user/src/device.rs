@@ -49,6 +49,8 @@ impl fmt::Debug for DeviceConfig {
 pub struct ServedDevice {
     pub(crate) member: Arc<dyn Function>,
     overlay: Overlay,
+    /// The byte of configuration space by which a guest resets the function.
+    flr: Option<usize>,
     bar0_size: Option<u32>,
     pub(crate) notify: Option<NotifyTarget>,
     pub(crate) queues: u16,
@@ -73,6 +75,33 @@ impl fmt::Debug for ServedDevice {
 const MAX_QUEUES: u16 = 1024;
 /// The least I/O BAR0 that holds the legacy registers with MSI-X.
 const IO_BAR_MIN: u32 = 32;
+
+/// Of the high byte of device control.
+const FLR: u8 = (pci::EXPRESS_DEVICE_CONTROL_FLR >> 8) as u8;
+
+/// Finds the high byte of device control, if the function has an express capability.
+fn flr_byte(member: &dyn Function) -> Result<Option<usize>> {
+    let read = |offset: usize| -> Result<u8> {
+        let mut byte = [0];
+        member.config_read(offset, &mut byte)?;
+        Ok(byte[0])
+    };
+    if u16::from(read(pci::STATUS)?) & pci::STATUS_CAPABILITIES == 0 {
+        return Ok(None);
+    }
+    let mut at = usize::from(read(pci::CAPABILITY_LIST)? & !3);
+    // No list of capabilities of four bytes is longer, unless it is a circle.
+    for _ in 0..(pci::CONFIG_SIZE - 0x40) / 4 {
+        if at < 0x40 {
+            break;
+        }
+        if read(at)? == pci::CAP_EXPRESS {
+            return Ok(Some(at + pci::EXPRESS_DEVICE_CONTROL + 1));
+        }
+        at = usize::from(read(at + 1)? & !3);
+    }
+    Ok(None)
+}
 
 impl ServedDevice {
     /// Checks that the description fits the function.
@@ -115,9 +144,11 @@ impl ServedDevice {
             Ok(overlay) => overlay,
             Err(row) => return refuse(format!("overlay row {row:?} is outside the space")),
         };
+        let flr = flr_byte(member.as_ref())?;
         Ok(Arc::new(Self {
             member,
             overlay,
+            flr,
             bar0_size,
             notify: config.notify,
             queues,
@@ -148,6 +179,10 @@ impl ServedDevice {
         self.check_config(offset, data.len())?;
         for run in self.overlay.write(offset, data) {
             self.member.config_write(run.offset, &run.data)?;
+        }
+        let control = self.flr.and_then(|at| data.get(at.checked_sub(offset)?));
+        if control.is_some_and(|high| high & FLR != 0) {
+            self.overlay.reset();
         }
         Ok(())
     }

@@ -19,6 +19,8 @@ use retrovf_vfio_user::{
 
 /// Offset of the MSI-X capability in the recorded function.
 pub(crate) const MSIX: u16 = 0x98;
+/// Offset of its express capability.
+pub(crate) const EXPRESS: usize = 0x60;
 /// Size of its BAR4.
 pub(crate) const BAR4_SIZE: u64 = 0x4000;
 
@@ -40,7 +42,10 @@ impl Recorder {
     pub(crate) fn new() -> Arc<Self> {
         let mut config = vec![0; 4096];
         config[0..4].copy_from_slice(&[0xf4, 0x1a, 0x41, 0x10]);
+        config[6] = 0x10;
         config[8] = 1;
+        config[0x34] = EXPRESS as u8;
+        config[EXPRESS] = 0x10;
         config[usize::from(MSIX)] = 0x11;
         Arc::new(Self {
             config: Mutex::new(config),

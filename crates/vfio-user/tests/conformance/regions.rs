@@ -2,7 +2,7 @@
 
 use retrovf_vfio_user::wire::*;
 
-use crate::fixture::{errno, message, Rig, Setup, BAR4_SIZE, MSIX};
+use crate::fixture::{errno, message, Rig, Setup, BAR4_SIZE, EXPRESS, MSIX};
 
 #[test]
 fn any_read_of_configuration_space_agrees_with_one_of_the_whole() {
@@ -42,6 +42,19 @@ fn msix_enable_arrives_as_a_config_write_and_moves_the_device_registers() {
         .region_write(7, u64::from(MSIX) + 2, &[0, 0x80])
         .unwrap();
     assert!(rig.device.msix_enabled());
+}
+
+#[test]
+fn a_reset_that_the_guest_starts_takes_the_guests_bits_as_any_reset() {
+    let rig = Rig::new(Setup::default());
+    let mut client = rig.guest();
+    let msix = u64::from(MSIX) + 2;
+    client.region_write(7, msix, &[0, 0x80]).unwrap();
+    let control = EXPRESS as u64 + 8;
+    client.region_write(7, control, &[0xff, 0x7f]).unwrap();
+    assert!(rig.device.io_enabled() && rig.device.msix_enabled());
+    client.region_write(7, control, &[0, 0x80]).unwrap();
+    assert!(!rig.device.io_enabled() && !rig.device.msix_enabled());
 }
 
 #[test]
