@@ -1,4 +1,4 @@
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use retrovf_pci::{Doorbell, Error, KernelDoorbell, QueueIndex, Result};
@@ -23,7 +23,6 @@ impl Doorbell for NotifyAddress {
 
 impl KernelDoorbell for NotifyAddress {
     fn arm(&self, queue: QueueIndex, fd: &OwnedFd) -> Result<()> {
-        use std::os::fd::AsFd;
         let armed = ioctl::ioeventfd(&self.device.fd, self.offset, queue.0, Some(fd.as_fd()));
         armed.map_err(|source| Error::Io {
             what: "Having the kernel forward notifications",

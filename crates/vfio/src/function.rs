@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -139,7 +139,6 @@ impl VfioFunction {
                 start: 0,
                 count: 1,
             };
-            use std::os::fd::AsRawFd;
             ioctl::set_irqs(&self.device.fd, set, &watch.fd().as_raw_fd().to_ne_bytes())?;
             self.watches.push(watch);
         }
@@ -214,7 +213,8 @@ impl VfioFunction {
     /// a SIGBUS, the end of this process. What else can happen to the function is no such danger:
     /// the kernel takes mappings away during a reset (which a guest can start with the FLR bit) and
     /// has an access wait until it is over; a VF has no memory enable bit, and the kernel shows a
-    /// virtual one without effect; an unplugged device reads as all ones and swallows writes. So the
+    /// virtual one without effect; a device that is gone, or does not come back from its reset, reads
+    /// as all ones and swallows writes, and the kernel looks at its power state only to change it. So the
     /// power state stays D0, whatever a guest writes: a device that does not change its state when
     /// told to is nothing new to drivers. And a function with an enable bit of its own (a PF, which
     /// no guest has) keeps decoding once a word is mapped.
