@@ -621,7 +621,7 @@ export function hostTimeout(
 }
 
 function aftermath({ undone, left }: Aftermath): string {
-  if (left.length > 0) return `. Still in place: ${left.join('; ')}`;
+  if (left.length > 0) return `. Not all was taken back: ${left.join('; ')}`;
   return undone.length > 0 ? '. Everything before it was taken back' : '';
 }
 

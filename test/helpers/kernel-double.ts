@@ -34,8 +34,11 @@ export class KernelDouble {
   readonly machine: Machine;
   /** Every write and every program run, in order. */
   readonly asked: string[] = [];
-  /** By number of the request, from 0: the errno with which it is refused, or silence. */
-  readonly faults = new Map<number, string | 'silence'>();
+  /**
+   * By number of the request, from 0: the errno with which it is refused, or no answer in time,
+   * without (`silence`) or with (`late`) an effect.
+   */
+  readonly faults = new Map<number, string>();
   /** Called before each request. */
   onRequest: () => void = () => {};
   #usual: string | null;
@@ -124,15 +127,16 @@ export class KernelDouble {
   async write(file: string, text: string, options: WriteOptions): Promise<void> {
     options.signal?.throwIfAborted();
     const errno = await this.#request(`${text.trim()} > ${file}`, options);
+    const late = this.faults.get(this.asked.length - 1) === 'late';
+    const refusal = errno === null || late ? this.#write(file, text) : null;
     if (errno !== null) throw new WriteRefused(file, errno);
-    const refusal = this.#write(file, text);
     if (refusal !== null) throw new WriteRefused(file, refusal);
   }
 
   async #request(what: string, { timeoutMs }: WriteOptions): Promise<string | null> {
     this.onRequest();
     const fault = this.faults.get(this.asked.push(what) - 1);
-    if (fault !== 'silence') return fault ?? null;
+    if (fault !== 'silence' && fault !== 'late') return fault ?? null;
     await new Promise((resolve) => setTimeout(resolve, timeoutMs));
     return 'ETIMEDOUT';
   }

@@ -1,9 +1,11 @@
 import { execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { SysfsWriter, type WriteRefused } from '../../lib/host/sysfs-writer.js';
+import { until } from '../helpers/until.js';
 
 async function root(t: ExecutionContext): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'retrovf-test-'));
@@ -32,6 +34,18 @@ test('what the kernel answers a write with is told', async (t) => {
   await t.throwsAsync(write, { code: 'EINVAL' });
 });
 
+function commandLines(): string[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map((pid) => {
+      try {
+        return readFileSync(join('/proc', pid, 'cmdline'), 'latin1');
+      } catch {
+        return ''; // it has ended
+      }
+    });
+}
+
 // Opening a FIFO that nobody reads blocks, as unbinding a function that is open does.
 async function stuck(t: ExecutionContext): Promise<string> {
   const folder = await root(t);
@@ -47,6 +61,9 @@ test('a write that is stuck is given up in time, with nothing left that would ke
     await write.catch(({ code }) => console.log(code));`;
   const args = ['--import=tsx', '--input-type=module', '-e', program, '--', folder];
   t.is(execFileSync(process.execPath, args, { encoding: 'utf8', timeout: 60_000 }), 'ETIMEDOUT\n');
+  // The process that is stuck has the path among its arguments.
+  await until('its process ends', () => !commandLines().some((line) => line.includes(folder)));
+  t.pass();
 });
 
 test('a write that is stuck ends when its signal aborts, with the reason', async (t) => {
