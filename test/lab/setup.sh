@@ -60,7 +60,8 @@ kernel_key() {
     key_of "$toolchain_key" "$1" $modules "$(sha256sum < "$here/iommufd-modules.sh")"
 }
 initrd_key() {   # initrd_key SUITE IMAGE MODULE...
-    key_of "$(kernel_key "$1")" "$@" "$(cd "$2" && sha256sum $(find . -type f | sort))"
+    key_of "$(kernel_key "$1")" "$@" "$(cd "$here" && sha256sum setup.sh ../vm/pieces.sh)" \
+        "$(cd "$2" && sha256sum $(find . -type f | sort))"
 }
 
 ready() {
@@ -252,11 +253,12 @@ make_initrd() {
     say "building $piece"
     rm -rf initrd.tree
     busybox_tree toolchain/usr/bin/busybox initrd.tree
-    key=$(initrd_key "$@") from=kernel-$1 image=$2
+    key=$(initrd_key "$@") kernel_dir=kernel-$1 image=$2
     shift 2
-    take_modules "$from/modules" initrd.tree/modules "$@"
-    [ ! -d "$from/iommufd" ] || [ "$image" != "$here/image" ] ||
-        cp -R "$from/iommufd" initrd.tree/modules/
+    take_modules "$kernel_dir/modules" initrd.tree/modules "$@"
+    if [ "$image" = "$here/image" ] && [ -d "$kernel_dir/iommufd" ]; then
+        cp -R "$kernel_dir/iommufd" initrd.tree/modules/
+    fi
     cp -R "$image/." initrd.tree/
     find initrd.tree -maxdepth 1 -type f -exec chmod 755 {} +
     pack initrd.tree "$piece.new"

@@ -123,13 +123,13 @@ export const differences: readonly Difference[] = [
   {
     name: 'command-after-reset',
     kernel: 'after a reset the command register reads as before, while BAR0 is disabled',
-    ours: 'I/O space and bus mastering read 0, as they act',
+    ours: 'I/O space and bus mastering read 0, as they act (bus mastering stays over a guest’s own FLR)',
     why: 'A reset function has them off; a driver that looks must not conclude otherwise.',
     fits: ({ access, state, kernel, ours }) =>
       access.kind === 'read' &&
       access.region === 'cfg' &&
-      state.commandReset &&
-      clearsIn(access.offset, kernel, ours, new Map([[0x04, 0x05]])),
+      state.commandCleared !== 0 &&
+      clearsIn(access.offset, kernel, ours, new Map([[0x04, state.commandCleared]])),
   },
   {
     name: 'bus-master',

@@ -5,6 +5,8 @@ import type { Access } from './transcript.js';
 
 /** Offset of the MSI-X control word in configuration space of the lab's VFs; a run checks it. */
 export const msixControl = 0xde;
+/** And of PCI Express device control, whose highest bit starts a function level reset. */
+const deviceControl = 0x48;
 
 /** Status bit: the driver knows how to drive the device. */
 const statusDriver = 2;
@@ -12,8 +14,8 @@ const statusDriver = 2;
 export class State {
   /** The function decodes I/O space, that is, BAR0. */
   io = false;
-  /** The command register has not been written since a reset. */
-  commandReset = false;
+  /** Bits that a reset cleared of the command register, which has not been written since. */
+  commandCleared = 0;
   /** The function may master the bus. */
   master = false;
   /** A driver has started without bus mastering since the command register was written. */
@@ -27,7 +29,7 @@ export class State {
     switch (access.kind) {
       case 'reset':
         this.io = false;
-        this.commandReset = true;
+        this.commandCleared = 0x05;
         this.master = this.forgotMaster = false;
         // Whoever keeps its eventfds over a reset sets the enable bit again: the player does.
         this.guestMsix = this.hostMsix;
@@ -47,12 +49,18 @@ export class State {
         const command = byteWritten(access, 0x04);
         if (command !== undefined) {
           this.io = (command & 1) !== 0;
-          this.commandReset = false;
+          this.commandCleared = 0;
           this.master = (command & 4) !== 0;
           this.forgotMaster = false;
         }
         const control = byteWritten(access, msixControl + 1);
         if (control !== undefined) this.guestMsix = (control & 0x80) !== 0;
+        const express = byteWritten(access, deviceControl + 1);
+        if (express !== undefined && (express & 0x80) !== 0) {
+          // The kernel puts back what the device has of the command register; the I/O bit is not its.
+          this.io = this.guestMsix = false;
+          this.commandCleared = 0x01;
+        }
       }
     }
   }

@@ -1,7 +1,7 @@
 // L1: a machine with an IOMMU, a virtio network PF with VFs, and the project in it. It runs one shell
 // script and powers off; what that prints is the result.
 
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Child } from '../../vm/child.js';
 import type { Scene } from '../../vm/scene.js';
@@ -99,6 +99,8 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
   const { pf = 'vfio-pci', vf = 'vfio-pci', kvm = false, iommufd = false } = options;
   requirePieces(kernel);
   const initrd = join(scene.dir, `${name}.initrd`);
+  // A failed test's folder is kept, which is for its logs.
+  scene.atEnd(() => rm(initrd));
   const run = { path: 'run.sh', content: options.script };
   const parts = [lab.initrd(kernel), lab.project].map((path) => readFile(path));
   await writeFile(initrd, Buffer.concat([...(await Promise.all(parts)), archive([run, ...files])]));
