@@ -6,8 +6,8 @@
 //  matching by driver_override and Kconfig: how a kernel module is chosen; we are told a BDF.
 //  migration operations: advertised by neither our server nor the API.
 //  a command refused by the device is one unlimited log line: DeviceLog.limited, in log.test.ts.
-//  bad user pointers, runtime power management, file positions: there is no user pointer, file or D3
-//  state between a vfio-user client and us.
+//  bad user pointers, file positions: there is neither between a vfio-user client and us.
+//  runtime power management, notifies in D3: a VF stays in D0 (crates/vfio, `tamed`).
 //  AER: ERR irq of the client, passed through by the native server.
 
 import test from 'ava';
