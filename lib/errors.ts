@@ -686,12 +686,19 @@ export function ownerFeatures(
 }
 
 /** Why an owner counts as lost. */
-export type LossReason = 'timeout' | 'needs-reset' | 'gone' | 'queue' | 'recovery-failed';
+export type LossReason =
+  | 'timeout'
+  | 'needs-reset'
+  | 'was-reset'
+  | 'gone'
+  | 'queue'
+  | 'recovery-failed';
 
 export function ownerLost(bdf: string, reason: LossReason, cause?: unknown): RetroVfError {
   const text: Record<LossReason, string> = {
     timeout: 'an admin command timed out',
     'needs-reset': 'the device asks for a reset',
+    'was-reset': 'somebody else has reset the device',
     gone: 'the function no longer answers',
     queue: 'its admin queue broke',
     'recovery-failed': 'its recovery failed',

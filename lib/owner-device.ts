@@ -413,7 +413,9 @@ export class OwnerDevice extends EventEmitter<OwnerEvents> {
     try {
       const now = this.#transport.status();
       if (now === statusGone) return 'gone';
-      return (now & status.needsReset) === 0 ? null : 'needs-reset';
+      if ((now & status.needsReset) !== 0) return 'needs-reset';
+      // Set at the end of every bring-up: a function reset, by whatever hand, is all that clears it.
+      return (now & status.driverOk) === 0 ? 'was-reset' : null;
     } catch {
       return 'gone';
     }

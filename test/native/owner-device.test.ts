@@ -279,6 +279,15 @@ test('NEEDS_RESET is noticed without any command, and recovery clears it', async
   t.deepEqual(await owner.execute(readStatus()), Buffer.of(0));
 });
 
+test('a PF that somebody else resets is noticed without any command, and recovery brings it back', async (t) => {
+  const owner = await openOwner(t, await softNic(t), { healthIntervalMs: 10 });
+  const lost = next(owner, 'lost');
+  await owner.function.reset();
+  t.like((await lost)[0], { detail: { reason: 'was-reset' } });
+  await owner.recover();
+  t.deepEqual(await owner.execute(readStatus()), Buffer.of(0));
+});
+
 test('a PF that is gone is noticed; recovery fails while it is gone, and works when it is back', async (t) => {
   const host = await softNic(t);
   const owner = await openOwner(t, host, { healthIntervalMs: 10 });

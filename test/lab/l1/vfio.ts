@@ -180,10 +180,16 @@ const tests: Record<string, () => Promise<void>> = {
       await sleep(500);
     }
     const kicks = 10_000;
-    const { count, p50 } = await guest.measureDoorbell(kicks);
-    const after = await switches(ours);
-    console.log(`kicks=${count} kick_p50_ns=${p50} wakeups=${after - before}`);
-    check(count === kicks && after === before, `${after - before} wake-ups`);
+    // A thread may wake up for something else once; kicks that woke one would do so every time.
+    let woken = -1;
+    let measured = { count: 0, p50: 0 };
+    for (let round = 0; round < 3 && woken !== 0; round += 1) {
+      before = await switches(ours);
+      measured = await guest.measureDoorbell(kicks);
+      woken = (await switches(ours)) - before;
+    }
+    console.log(`kicks=${measured.count} kick_p50_ns=${measured.p50} wakeups=${woken}`);
+    check(measured.count === kicks && woken === 0, `${woken} wake-ups`);
     check(served.counters().notifies === 0, 'kicks came as messages');
     check(served.counters().notifiesForwarded === 0, 'kicks came through the engine');
     const { received } = await guest.ping(gateway, 3, patience);
@@ -338,6 +344,29 @@ const tests: Record<string, () => Promise<void>> = {
     again.close();
     await next.stop();
   },
+
+  'a PF that is reset under our feet is brought up again, and its VFs serve the next guest':
+    async () => {
+      await using serving = new Serving([vf1, '--socket', socket()]);
+      await serving.ready(1);
+      const path = serving.announced[0]?.socket ?? '';
+      const guest = await traffic(path);
+      const ups = () => serving.log.filter((line) => line.includes('Owner device is up')).length;
+      check(ups() === 1, serving.log.join(' | '));
+      await within(writeFile(sys(pf, 'reset'), '1'), 'resetting the PF');
+      await within(
+        serving.until(() => ups() > 1),
+        'bringing the PF up again',
+      ).catch((error: unknown) => {
+        throw new Error(`${String(error)}: ${serving.log.join(' | ')}`);
+      });
+      check(serving.says('Device is degraded'), serving.log.join(' | '));
+      // The VF was reset with its PF: whoever drove it has to start again.
+      guest.close();
+      const next = await traffic(path);
+      next.close();
+      await serving.stop();
+    },
 
   'a PF that the host unbinds is given back with its VFs': async () => {
     await using serving = new Serving([vf1, vf2, '--socket-dir', folder]);
