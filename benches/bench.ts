@@ -10,7 +10,7 @@ import { parseArgs, promisify } from 'node:util';
 import type { Path } from './js/series.js';
 import { machine } from './report/machine.js';
 import { page, type Report } from './report/page.js';
-import { ratios } from './report/ratios.js';
+import { ratios, subjectOf } from './report/ratios.js';
 import { time } from './report/units.js';
 
 const help = `Measures what a doorbell costs, each path beside its peers in the same run.
@@ -106,11 +106,11 @@ async function write(file: string, content: string): Promise<void> {
 }
 
 function print({ ratios: rows, skipped }: Report): void {
-  for (const { path, ours, peer, figure, oursNs, peerNs, ratio, bound, met } of rows) {
+  for (const row of rows) {
+    const { ours, peer, oursNs, peerNs, ratio, bound, met } = row;
     const limit = 'below' in bound ? `at most ${bound.below}` : `at least ${bound.above}`;
-    const what = figure === 'server_cpu_ns' ? 'server CPU' : figure;
     process.stdout.write(
-      `${met ? 'met   ' : 'missed'}  ${`${path}, ${what}`.padEnd(46)} ${ratio.toFixed(2).padStart(6)} ` +
+      `${met ? 'met   ' : 'missed'}  ${subjectOf(row).padEnd(46)} ${ratio.toFixed(2).padStart(6)} ` +
         `(${limit}): ${ours} ${time(oursNs)}, ${peer} ${time(peerNs)}\n`,
     );
   }

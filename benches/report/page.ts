@@ -3,7 +3,7 @@
 import type { Contender, Path, Round } from '../js/series.js';
 import type { Machine } from './machine.js';
 import { escape, plot } from './plot.js';
-import type { Ratio } from './ratios.js';
+import { median, subjectOf, type Ratio } from './ratios.js';
 import { time } from './units.js';
 
 export interface Report {
@@ -56,10 +56,10 @@ ${paths.map(section).join('\n')}
 }
 
 function ratioTable(all: readonly Ratio[]): string {
-  const rows = all.map(({ path, ours, peer, figure, oursNs, peerNs, ratio, bound, met }) => {
+  const rows = all.map((row) => {
+    const { ours, peer, oursNs, peerNs, ratio, bound, met } = row;
     const limit = 'below' in bound ? `≤ ${bound.below}` : `≥ ${bound.above}`;
-    const what = figure === 'server_cpu_ns' ? 'server CPU' : figure;
-    return `<tr><td>${escape(path)}, ${what}<br><small>${escape(ours)} / ${escape(peer)}</small><td>${time(oursNs)}<td>${time(peerNs)}<td class="${met ? 'met' : 'missed'}">${ratio.toFixed(2)} ×<td>${limit}`;
+    return `<tr><td>${escape(subjectOf(row))}<br><small>${escape(ours)} / ${escape(peer)}</small><td>${time(oursNs)}<td>${time(peerNs)}<td class="${met ? 'met' : 'missed'}">${ratio.toFixed(2)} ×<td>${limit}`;
   });
   return `<table><tr><th>path<th>ours<th>beside<th>ratio<th>target\n${rows.join('\n')}</table>`;
 }
@@ -83,9 +83,8 @@ const columns: readonly (readonly [string, keyof Round])[] = [
 
 function row({ name, rounds }: Contender): string {
   const cells = columns.map(([, figure]) => {
-    const values = rounds.flatMap((round) => round[figure] ?? []).toSorted((a, b) => a - b);
-    const median = values[values.length >> 1];
-    return `<td>${median === undefined ? '' : time(median)}`;
+    const ns = median(rounds, figure);
+    return `<td>${ns === null ? '' : time(ns)}`;
   });
   return `<tr><td>${escape(name)}${cells.join('')}`;
 }

@@ -24,13 +24,17 @@ export function ratios(paths: readonly Path[]): Ratio[] {
   });
 }
 
-/** Median over the rounds of one of their figures. */
-export function medianOf(
-  path: Path | undefined,
-  contender: string,
-  figure: keyof Round,
-): number | null {
-  const rounds = path?.contenders.find(({ name }) => name === contender)?.rounds ?? [];
+/** The path and the figure of it that a target is about. */
+export function subjectOf({ path, figure }: Target): string {
+  return `${path}, ${figure === 'server_cpu_ns' ? 'server CPU' : figure}`;
+}
+
+function medianOf(path: Path | undefined, contender: string, figure: keyof Round): number | null {
+  return median(path?.contenders.find(({ name }) => name === contender)?.rounds ?? [], figure);
+}
+
+/** Median over rounds of one of their figures. */
+export function median(rounds: readonly Round[], figure: keyof Round): number | null {
   const values = rounds.flatMap((round) => round[figure] ?? []).toSorted((a, b) => a - b);
   return values[values.length >> 1] ?? null;
 }

@@ -4,6 +4,7 @@ import test, { type ExecutionContext } from 'ava';
 import { scene } from '../vm/scene.js';
 import { bootL1, type L1 } from './lib/l1.js';
 import { l2Command, l2Files } from './lib/l2.js';
+import { serve } from './lib/program.js';
 
 const kernel = 'trixie-backports';
 
@@ -61,12 +62,7 @@ test(
       files: await l2Files(kernel),
       script: `
 cd /tmp
-node /retrovf/lib/cli/main.js serve "$VF" --socket /tmp/vf.sock > served 2> serve.err &
-server=$!
-until grep -q socket served; do
-    kill -0 $server || { cat serve.err; return 1; }
-    usleep 50000
-done
+${serve('"$VF" --socket /tmp/vf.sock')}
 cat served
 ${l2Command(`'${JSON.stringify(device)}'`)}
 status=$?

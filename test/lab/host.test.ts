@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises';
 import test from 'ava';
 import { scene } from '../vm/scene.js';
 import { bootL1 } from './lib/l1.js';
+import { retrovf } from './lib/program.js';
 
 test(
   'a host is examined, prepared and given back',
@@ -13,7 +14,7 @@ test(
       vfs: 0,
       pf: 'virtio-pci',
       files: [{ path: 'host.sh', content: program, mode: 0o755 }],
-      script: "RETROVF='node /retrovf/lib/cli/main.js' sh /host.sh",
+      script: `RETROVF='${retrovf}' sh /host.sh`,
     });
     await l1.said('LAB done=', 420);
     const results = l1.child.lines.all.filter((line) => line.startsWith('host.'));

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import test from 'ava';
 import { scene } from '../vm/scene.js';
 import { bootL1 } from './lib/l1.js';
+import { retrovf, serve } from './lib/program.js';
 
 const page = readFileSync(new URL('../../docs/hardware.md', import.meta.url), 'utf8');
 
@@ -18,17 +19,16 @@ const expected = new Map([['retrovf doctor', 4]]);
 /** Runs one, in the foreground or, if it serves, until its socket takes a client. */
 function step(command: string, index: number): string {
   const inLab = command
-    .replace('retrovf', 'node /retrovf/lib/cli/main.js')
+    .replace('retrovf', retrovf)
     .replaceAll('5e:00.0', '$PF')
     .replaceAll('5e:00.1', '$(basename $(readlink /sys/bus/pci/devices/$PF/virtfn0))');
   const log = `step${index}`;
   const code = expected.get(command) ?? 0;
-  if (command.includes(' serve ')) {
+  const [, options] = inLab.split(`${retrovf} serve `);
+  if (options !== undefined) {
     return `
-${inLab} > /tmp/${log} 2> /tmp/err &
-server=$!
-until grep -qs socket /tmp/${log}; do kill -0 $server || { cat /tmp/err; return 1; }; usleep 50000; done
-cat /tmp/err >> /tmp/${log}
+${serve(options)}
+cat /tmp/served /tmp/serve.err > /tmp/${log}
 emit ${log}
 kill $server
 wait $server || { echo "serve ended with $?"; return 1; }

@@ -13,7 +13,7 @@ use rustix::event::{eventfd, EventfdFlags, Timespec};
 use serde_json::Value;
 
 use crate::placement::{cpu_time, on_server_cpu, run_on, thread_of, Placement, CLIENT_CPU};
-use crate::series::{self, Contender, Plan};
+use crate::series::{self, Contender, Plan, Resting};
 use crate::Result;
 
 /// The queue that rings; the word holds something else before.
@@ -45,10 +45,10 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Value>> {
         "eventfd write to the store; the forwarder spins on another CPU",
         plan,
         &mut [
-            Box::new(Alternating::new("retrovf, busy", || {
+            Box::new(Resting::new("retrovf, busy", || {
                 Kick::engine("", Mode::Busy)
             })),
-            Box::new(Alternating::new("bare spinning read", || {
+            Box::new(Resting::new("bare spinning read", || {
                 Kick::bare("", spin_loop)
             })),
         ],
@@ -144,40 +144,6 @@ impl Contender for Kick {
 
     fn server_cpu(&self) -> Option<Duration> {
         cpu_time(self.thread)
-    }
-}
-
-/// A contender that exists only while it is measured.
-struct Alternating<F> {
-    name: &'static str,
-    make: F,
-    kick: Option<Kick>,
-}
-
-impl<F: Fn() -> Result<Kick>> Alternating<F> {
-    fn new(name: &'static str, make: F) -> Self {
-        Self {
-            name,
-            make,
-            kick: None,
-        }
-    }
-}
-
-impl<F: Fn() -> Result<Kick>> Contender for Alternating<F> {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn sample(&mut self) -> Result<Duration> {
-        match &mut self.kick {
-            Some(kick) => kick.sample(),
-            none => none.insert((self.make)()?).sample(),
-        }
-    }
-
-    fn rest(&mut self) {
-        self.kick = None;
     }
 }
 

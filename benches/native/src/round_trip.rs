@@ -13,7 +13,7 @@ use retrovf_vfio_user::{
 use serde_json::Value;
 
 use crate::placement::{cpu_time, on_server_cpu, run_on, thread_of, Placement, CLIENT_CPU};
-use crate::series::{self, Contender, Plan};
+use crate::series::{self, Contender, Plan, Resting};
 use crate::wire::{Notifier, NOTIFY_SIZE, REPLY_SIZE};
 use crate::{libvfio_user, vfio_user_peer, Result};
 
@@ -225,40 +225,6 @@ impl Contender for Requests {
 
     fn server_cpu(&self) -> Option<Duration> {
         cpu_time(self.thread)
-    }
-}
-
-/// A server that exists only while it is measured: spinning, it would take the CPU from the others.
-struct Resting<F> {
-    name: &'static str,
-    make: F,
-    requests: Option<Requests>,
-}
-
-impl<F: Fn() -> Result<Requests>> Resting<F> {
-    fn new(name: &'static str, make: F) -> Self {
-        Self {
-            name,
-            make,
-            requests: None,
-        }
-    }
-}
-
-impl<F: Fn() -> Result<Requests>> Contender for Resting<F> {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn sample(&mut self) -> Result<Duration> {
-        match &mut self.requests {
-            Some(requests) => requests.sample(),
-            none => none.insert((self.make)()?).sample(),
-        }
-    }
-
-    fn rest(&mut self) {
-        self.requests = None;
     }
 }
 

@@ -8,6 +8,7 @@ import { forKernel, forRetroVf, plan } from '../differential/plan.js';
 import type { Access } from '../differential/transcript.js';
 import { bootL1, type L1Options } from './l1.js';
 import { lab } from './lab.js';
+import { serve } from './program.js';
 
 export interface Transcript {
   readonly name: string;
@@ -24,12 +25,7 @@ done
 // The socket is there as soon as it is announced.
 const throughRetroVf = `
 cd /tmp
-node /retrovf/lib/cli/main.js serve "$VF" --socket /tmp/vf.sock > served 2> serve.err &
-server=$!
-until grep -q socket served; do
-    kill -0 $server || { cat serve.err; return 1; }
-    usleep 50000
-done
+${serve('"$VF" --socket /tmp/vf.sock')}
 for name in $(ls /in); do
     transcript vfio-user /tmp/vf.sock "/in/$name" > "/tmp/$name" || { cat serve.err; return 1; }
     emit "$name"

@@ -7,6 +7,21 @@ import type { L1 } from './l1.js';
 export const node = (program: string, ...args: string[]): string =>
   ['node', `/retrovf/test/lab/l1/${program}.js`, ...args].join(' ');
 
+/** The CLI. */
+export const retrovf = 'node /retrovf/lib/cli/main.js';
+
+/**
+ * Lines of shell that serve, in the background, until a client can connect: `$server` is the process,
+ * /tmp/served and /tmp/serve.err what it says. `options` as to `retrovf serve`.
+ */
+export const serve = (options: string): string => `
+${retrovf} serve ${options} > /tmp/served 2> /tmp/serve.err &
+server=$!
+until grep -qs socket /tmp/served; do
+    kill -0 $server || { cat /tmp/serve.err; return 1; }
+    usleep 50000
+done`;
+
 /** Every test of the program passed; what it found stands in the log. */
 export function allPassed(t: ExecutionContext, l1: L1, least: number): void {
   const lines = l1.child.lines.all;
