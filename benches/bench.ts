@@ -1,12 +1,13 @@
 // npm run bench: builds what is measured, runs it, and writes figures and a page.
 
-import { execFile, spawn } from 'node:child_process';
-import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { spawn } from 'node:child_process';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-import { parseArgs, promisify } from 'node:util';
+import { parseArgs } from 'node:util';
+import { build } from './build.js';
 import type { Path } from './js/series.js';
 import { machine } from './report/machine.js';
 import { page, type Report } from './report/page.js';
@@ -43,11 +44,9 @@ async function main(): Promise<void> {
   const { quick } = values;
   const json = resolve(values.json);
   const html = resolve(values.html ?? json.replace(/(\.json)?$/, '.html'));
-  const target = await build();
   const folder = await mkdtemp(join(tmpdir(), 'retrovf-bench-'));
   try {
-    const addon = join(folder, 'bench.node');
-    await copyFile(join(target, 'libretrovf_bench_addon.so'), addon);
+    const { addon, native } = await build(folder);
     const before = machine();
     const flags = quick ? ['--quick'] : [];
     const script = ['--import=tsx', join(root, 'benches/js/main.ts')];
@@ -56,7 +55,7 @@ async function main(): Promise<void> {
       javascript('notify'),
       javascript('sleeping'),
       ['taskset', '-c', '0', ...javascript('one-cpu')],
-      [join(target, 'retrovf-bench'), ...flags],
+      [native, ...flags],
     ];
     const paths: Path[] = [];
     const skipped: string[] = [];
@@ -74,15 +73,6 @@ async function main(): Promise<void> {
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
-}
-
-/** Returns the folder of what was built. */
-async function build(): Promise<string> {
-  process.stderr.write('Building\n');
-  const packages = ['-p', 'retrovf-bench', '-p', 'retrovf-bench-addon'];
-  const args = ['build', '--release', '--quiet', ...packages];
-  await promisify(execFile)('cargo', args, { cwd: root });
-  return join(process.env['CARGO_TARGET_DIR'] ?? join(root, 'target'), 'release');
 }
 
 async function run(

@@ -9,7 +9,37 @@ interface RoundTrip {
   measure(count: number): Promise<number[]>;
 }
 
+/** What became of the kicks of one queue. */
+export interface QueueAccount {
+  /** Kicks that were given. */
+  readonly given: number;
+  /** Of these, those that a device has found when it was rung. */
+  readonly seen: number;
+  readonly rings: number;
+}
+
+export interface Ledger {
+  /** The same function, but that its notifications are counted here. */
+  counting(fn: PciFunction): PciFunction;
+  /** Says that so many kicks are about to be given. */
+  give(queue: number, kicks: number): void;
+  /** By queue: those of eventfds, of messages without a reply, of messages with one, of `notify()`. */
+  queues(): QueueAccount[];
+}
+
+export interface StormOptions {
+  readonly path: string;
+  readonly seed: number;
+  readonly eventfd: number;
+  readonly posted: number;
+  readonly message: number;
+  readonly leaves: boolean;
+}
+
 export interface BenchAddon {
+  Ledger: new () => Ledger;
+  /** Connects, kicks, leaves; rejects if a kick is lost. */
+  storm(ledger: Ledger, options: StormOptions): Promise<{ answered: number; cut: boolean }>;
   /** The same function, but that its notify address is a mapped word. */
   withWord(fn: PciFunction): PciFunction;
   /** Functions as an addon in C has them. */

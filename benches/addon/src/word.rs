@@ -1,4 +1,4 @@
-//! A function whose notify addresses lie in memory.
+//! A function whose notifications go elsewhere: to a word of memory, or to whom counts them.
 
 use std::sync::Arc;
 
@@ -9,28 +9,34 @@ use retrovf_pci::{
     RegionInfo, Result, SharedMemory,
 };
 
-struct WithWord {
+struct WithTarget {
     inner: Arc<dyn Function>,
-    word: Arc<MappedWord>,
+    target: NotifyTarget,
+}
+
+/// The function, but that its notifications go to `target`.
+pub(crate) fn with_target(
+    function: &PciFunction,
+    target: NotifyTarget,
+) -> napi::Result<PciFunction> {
+    let inner = function
+        .get()
+        .map_err(|_| napi::Error::from_reason("the function is closed"))?;
+    let inner = Arc::clone(inner);
+    Ok(PciFunction::new(Arc::new(WithTarget { inner, target })))
 }
 
 /// The function, but that its notifications are stores to a mapped page.
 #[napi]
 pub fn with_word(function: &PciFunction) -> napi::Result<PciFunction> {
     let reason = |error: &dyn std::fmt::Display| napi::Error::from_reason(error.to_string());
-    let inner = function
-        .get()
-        .map_err(|_| napi::Error::from_reason("the function is closed"))?;
     let memory = SharedMemory::anonymous(rustix::param::page_size());
     let memory = memory.map_err(|error| reason(&error))?;
     let word = MappedWord::map(memory.fd(), 0).map_err(|error| reason(&error))?;
-    Ok(PciFunction::new(Arc::new(WithWord {
-        inner: Arc::clone(inner),
-        word: Arc::new(word),
-    })))
+    with_target(function, NotifyTarget::word(Arc::new(word)))
 }
 
-impl Function for WithWord {
+impl Function for WithTarget {
     fn bdf(&self) -> Bdf {
         self.inner.bdf()
     }
@@ -71,6 +77,6 @@ impl Function for WithWord {
         self.inner.reset()
     }
     fn notify_target(&self, _: Region, _: u64) -> Result<NotifyTarget> {
-        Ok(NotifyTarget::word(Arc::clone(&self.word)))
+        Ok(self.target.clone())
     }
 }
