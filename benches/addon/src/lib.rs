@@ -3,6 +3,7 @@
 
 mod peers;
 mod round_trip;
+mod trim;
 mod word;
 
 // All of the addon is in this library, as its exports register themselves.
