@@ -8,10 +8,12 @@ import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { build } from './build.js';
+import type { Scale } from './js/scale.js';
 import type { Path } from './js/series.js';
 import { machine } from './report/machine.js';
 import { page, type Report } from './report/page.js';
-import { ratios, subjectOf } from './report/ratios.js';
+import { held, ratios, subjectOf } from './report/ratios.js';
+import { heldLine } from './report/scale.js';
 import { time } from './report/units.js';
 
 const help = `Measures what a doorbell costs, each path beside its peers in the same run.
@@ -49,23 +51,27 @@ async function main(): Promise<void> {
     const { addon, native } = await build(folder);
     const before = machine();
     const flags = quick ? ['--quick'] : [];
-    const script = ['--import=tsx', join(root, 'benches/js/main.ts')];
-    const javascript = (what: string) => [process.execPath, ...script, what, ...flags];
+    const script = join(root, 'target/bench/benches/js/main.js');
+    const javascript = (what: string) => [process.execPath, script, what, ...flags];
     const runs = [
       javascript('notify'),
       javascript('sleeping'),
       ['taskset', '-c', '0', ...javascript('one-cpu')],
       [native, ...flags],
+      javascript('scale'),
     ];
     const paths: Path[] = [];
     const skipped: string[] = [];
+    const scale: Scale[] = [];
     for (const command of runs) {
-      const result = await run(command, addon);
+      const result = await run(command, addon, native);
       paths.push(...result.paths);
       skipped.push(...(result.skipped ?? []));
+      scale.push(...(result.scale ?? []));
     }
     const date = new Date().toISOString();
-    const report = { date, quick, machine: before, paths, skipped, ratios: ratios(paths) };
+    const compared = { ratios: ratios(paths), held: held(scale) };
+    const report = { date, quick, machine: before, paths, skipped, scale, ...compared };
     await write(json, `${JSON.stringify(report, null, 1)}\n`);
     await write(html, page(report));
     print(report);
@@ -75,11 +81,18 @@ async function main(): Promise<void> {
   }
 }
 
+interface Result {
+  readonly paths: Path[];
+  readonly skipped?: string[];
+  readonly scale?: Scale[];
+}
+
 async function run(
   [command = '', ...args]: readonly string[],
   addon: string,
-): Promise<{ paths: Path[]; skipped?: string[] }> {
-  const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: addon };
+  client: string,
+): Promise<Result> {
+  const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: addon, RETROVF_BENCH: client };
   const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'], env, cwd: root });
   const ended = new Promise<number | null>((done, reject) => {
     child.on('error', reject).on('close', done);
@@ -87,7 +100,7 @@ async function run(
   const output = await text(child.stdout);
   const code = await ended;
   if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code}`);
-  return JSON.parse(output) as { paths: Path[]; skipped?: string[] };
+  return JSON.parse(output) as Result;
 }
 
 async function write(file: string, content: string): Promise<void> {
@@ -95,7 +108,7 @@ async function write(file: string, content: string): Promise<void> {
   await writeFile(file, content);
 }
 
-function print({ ratios: rows, skipped }: Report): void {
+function print({ ratios: rows, held: limits, skipped }: Report): void {
   for (const row of rows) {
     const { ours, peer, oursNs, peerNs, ratio, bound, met } = row;
     const limit = 'below' in bound ? `at most ${bound.below}` : `at least ${bound.above}`;
@@ -104,5 +117,6 @@ function print({ ratios: rows, skipped }: Report): void {
         `(${limit}): ${ours} ${time(oursNs)}, ${peer} ${time(peerNs)}\n`,
     );
   }
+  for (const limit of limits) process.stdout.write(`${heldLine(limit)}\n`);
   for (const line of skipped) process.stdout.write(`not measured: ${line}\n`);
 }

@@ -8,12 +8,16 @@ import { promisify } from 'node:util';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 
-/** Paths of the addon, which is put into `folder`, and of the native benches. */
+/**
+ * Paths of the addon, which is put into `folder`, and of the native benches. What runs in Node goes
+ * where benches/tsconfig.json says.
+ */
 export async function build(folder: string): Promise<{ addon: string; native: string }> {
   process.stderr.write('Building\n');
   const packages = ['-p', 'retrovf-bench', '-p', 'retrovf-bench-addon'];
   const args = ['build', '--release', '--quiet', ...packages];
   await promisify(execFile)('cargo', args, { cwd: root });
+  await promisify(execFile)(join(root, 'node_modules/.bin/tsc'), ['-p', 'benches'], { cwd: root });
   const target = join(process.env['CARGO_TARGET_DIR'] ?? join(root, 'target'), 'release');
   // Node loads what has this extension.
   const addon = join(folder, 'bench.node');

@@ -15,7 +15,7 @@ export interface SoftNicOptions {
   bdf?: string;
   /** VFs enabled at start, default 1; `totalVfs` bounds it. */
   vfs?: number;
-  /** Default 64. */
+  /** Default 64, at most 1024. */
   totalVfs?: number;
   /** Per function, default 1. */
   queuePairs?: number;

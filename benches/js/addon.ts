@@ -40,8 +40,15 @@ export interface BenchAddon {
   Ledger: new () => Ledger;
   /** Connects, kicks, leaves; rejects if a kick is lost. */
   storm(ledger: Ledger, options: StormOptions): Promise<{ answered: number; cut: boolean }>;
-  /** The same function, but that its notify address is a mapped word. */
-  withWord(fn: PciFunction): PciFunction;
+  /**
+   * The same function, but that its notify address is a mapped word: the first of a page, of a file if
+   * one is named.
+   */
+  withWord(fn: PciFunction, file?: string, page?: number): PciFunction;
+  /** The path of a file of so many pages, which is there until this process ends. */
+  sharedPages(count: number): string;
+  /** Gives memory back to the kernel that is allocated but free. */
+  trim(): void;
   /** Functions as an addon in C has them. */
   cFunctions(): { empty(): void; store(queue: number): void };
   RoundTrip: new (call: (id: number) => void) => RoundTrip;

@@ -3,13 +3,16 @@
 
 import { controlPaths } from './control.js';
 import { notifyPaths } from './notify.js';
+import { scalePaths } from './scale.js';
 
 const [what, ...flags] = process.argv.slice(2);
 const quick = flags.includes('--quick');
-const paths =
+const result =
   what === 'notify'
-    ? await notifyPaths(quick)
-    : await controlPaths(quick, what === 'one-cpu' ? 'one CPU' : 'sleeping');
-process.stdout.write(`${JSON.stringify({ paths })}\n`);
+    ? { paths: await notifyPaths(quick) }
+    : what === 'scale'
+      ? await scalePaths(quick)
+      : { paths: await controlPaths(quick, what === 'one-cpu' ? 'one CPU' : 'sleeping') };
+process.stdout.write(`${JSON.stringify(result)}\n`);
 // The bare round trip's function would keep the process alive.
 process.exit(0);

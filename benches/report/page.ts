@@ -1,9 +1,11 @@
 // The report as one page that needs nothing else.
 
+import type { Scale } from '../js/scale.js';
 import type { Contender, Path, Round } from '../js/series.js';
 import type { Machine } from './machine.js';
 import { escape, plot } from './plot.js';
-import { median, subjectOf, type Ratio } from './ratios.js';
+import { median, subjectOf, type Held, type Ratio } from './ratios.js';
+import { scaleSection } from './scale.js';
 import { time } from './units.js';
 
 export interface Report {
@@ -12,6 +14,8 @@ export interface Report {
   readonly machine: Machine;
   readonly paths: readonly Path[];
   readonly ratios: readonly Ratio[];
+  readonly scale: readonly Scale[];
+  readonly held: readonly Held[];
   readonly skipped: readonly string[];
 }
 
@@ -50,6 +54,7 @@ export function page(report: Report): string {
 ${skipped.map((line) => `<p>Not measured: ${escape(line)}.</p>`).join('\n')}
 <h2>Ratios</h2>
 ${ratioTable(report.ratios)}
+${scaleSection(report.scale, report.held)}
 ${paths.map(section).join('\n')}
 </html>
 `;

@@ -1,7 +1,8 @@
 // Targets, with what a run has measured.
 
+import type { Scale } from '../js/scale.js';
 import type { Path, Round } from '../js/series.js';
-import { targets, type Target } from './targets.js';
+import { limits, targets, type Limit, type Target } from './targets.js';
 
 export interface Ratio extends Target {
   readonly oursNs: number;
@@ -21,6 +22,21 @@ export function ratios(paths: readonly Path[]): Ratio[] {
     const ratio = 'below' in bound ? oursNs / peerNs : peerNs / oursNs;
     const met = 'below' in bound ? ratio <= bound.below : ratio >= bound.above;
     return [{ ...target, oursNs, peerNs, ratio, met }];
+  });
+}
+
+export interface Held extends Limit {
+  readonly value: number;
+  readonly met: boolean;
+}
+
+/** The limits of processes that were measured. */
+export function held(scale: readonly Scale[]): Held[] {
+  return limits.flatMap((limit) => {
+    const value = scale.find(({ devices }) => devices === limit.devices)?.[limit.figure];
+    return value === undefined || value === null
+      ? []
+      : [{ ...limit, value, met: value < limit.below }];
   });
 }
 

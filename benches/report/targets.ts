@@ -1,5 +1,7 @@
 // What the figures are held against. A ratio is that of the medians of interleaved rounds in one run.
 
+import type { Scale } from '../js/scale.js';
+
 export interface Target {
   readonly path: string;
   readonly ours: string;
@@ -23,6 +25,20 @@ export const targets: readonly Target[] = [
   }),
   row('vfio-user posted writes, one CPU', 'retrovf', 'libvfio-user', { above: 5 }),
   row('control access, one CPU', 'retrovf', 'bare threadsafe function', { below: 1.3 }),
+  row('scale, eventfd to store', '512 devices', '1 device', { below: 1.2 }, 'p99'),
+  row('scale, vfio-user round trip', '512 devices', '1 device', { below: 1.2 }, 'p99'),
+];
+
+/** A figure of the process with so many devices that has to stay below a value. */
+export interface Limit {
+  readonly devices: number;
+  readonly figure: keyof Scale;
+  readonly below: number;
+}
+
+export const limits: readonly Limit[] = [
+  { devices: 512, figure: 'memory_bytes_per_device', below: 100 * 1024 },
+  { devices: 512, figure: 'idle_cpu_percent', below: 0.5 },
 ];
 
 function row(

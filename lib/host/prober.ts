@@ -110,7 +110,7 @@ export interface Subject {
 export async function readSubject(host: Host, bdf: Bdf): Promise<Subject> {
   const info = await host.sysfs.read(bdf);
   if (info.physfn === null) return { info, owner: null, memberId: null };
-  const owner = await host.sysfs.read(info.physfn).catch(() => null);
+  const owner = await host.sysfs.read(info.physfn, { member: bdf }).catch(() => null);
   const member = [...(owner?.virtfns ?? [])].find(([, address]) => address === bdf);
   return { info, owner, memberId: member?.[0] ?? null };
 }

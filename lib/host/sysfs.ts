@@ -74,8 +74,11 @@ export class Sysfs {
     return { addresses: addresses.sort(), findings };
   }
 
-  /** Throws ERR_NO_SUCH_DEVICE if there is no such function. */
-  async read(bdf: Bdf): Promise<FunctionInfo> {
+  /**
+   * Throws ERR_NO_SUCH_DEVICE if there is no such function. With `member`, no other of its VFs is among
+   * `virtfns`: a PF may have hundreds, and each is a link to read.
+   */
+  async read(bdf: Bdf, { member }: { member?: Bdf } = {}): Promise<FunctionInfo> {
     const findings: Finding[] = [];
     const entries = await list(this.path(bdf), maxEntries, findings);
     if (entries.length === 0) throw noSuchDevice(bdf);
@@ -96,7 +99,7 @@ export class Sysfs {
       iommuGroup: await link('iommu_group'),
       bars: await this.#bars(bdf, findings),
       physfn: physfn === null ? null : this.#address(bdf, 'physfn', physfn, findings),
-      virtfns: await this.#virtfns(bdf, entries, findings),
+      virtfns: await this.#virtfns(bdf, entries, findings, member),
       sriov: has.has('sriov_totalvfs') ? await this.#sriov(bdf, findings) : null,
       virtioFeatures: await this.#virtioFeatures(bdf, entries, findings),
       findings,
@@ -164,21 +167,45 @@ export class Sysfs {
     bdf: Bdf,
     entries: readonly string[],
     findings: Finding[],
+    wanted: Bdf | undefined,
   ): Promise<ReadonlyMap<number, Bdf>> {
-    const members = new Map<number, Bdf>();
     const numbers = entries
       .map((name) => /^virtfn(0|[1-9]\d{0,4})$/.exec(name)?.[1])
       .filter((digits) => digits !== undefined)
       .map(Number)
       .sort((a, b) => a - b);
-    for (const index of numbers) {
-      const name = `virtfn${index}`;
-      const target = await this.#link(bdf, name, findings);
-      const address = target === null ? null : this.#address(bdf, name, target, findings);
+    if (wanted !== undefined) {
+      const index = await this.#search(bdf, numbers, wanted);
       // virtfn0 is VF 1, which is member 1.
+      if (index !== null) return new Map([[index + 1, wanted]]);
+    }
+    const members = new Map<number, Bdf>();
+    for (const index of numbers) {
+      const address = await this.#virtfn(bdf, index, findings);
       if (address !== null) members.set(index + 1, address);
     }
     return members;
+  }
+
+  async #virtfn(bdf: Bdf, index: number, findings: Finding[]): Promise<Bdf | null> {
+    const name = `virtfn${index}`;
+    const target = await this.#link(bdf, name, findings);
+    return target === null ? null : this.#address(bdf, name, target, findings);
+  }
+
+  /** Finds a VF by halves: addresses rise with the numbers, but in a damaged tree. */
+  async #search(bdf: Bdf, numbers: readonly number[], wanted: Bdf): Promise<number | null> {
+    let [low, high] = [0, numbers.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const index = numbers[middle] ?? 0;
+      const address = await this.#virtfn(bdf, index, []);
+      if (address === wanted) return index;
+      if (address === null) return null;
+      if (address < wanted) low = middle + 1;
+      else high = middle;
+    }
+    return null;
   }
 
   async #sriov(bdf: Bdf, findings: Finding[]): Promise<FunctionInfo['sriov']> {

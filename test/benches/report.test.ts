@@ -1,9 +1,11 @@
 // The report of the benches: ratios of medians, and a page that needs nothing else.
 
 import test from 'ava';
+import type { Scale } from '../../benches/js/scale.js';
 import { describe, distribution, gained, type Path } from '../../benches/js/series.js';
 import { page } from '../../benches/report/page.js';
-import { ratios } from '../../benches/report/ratios.js';
+import { held, ratios } from '../../benches/report/ratios.js';
+import { heldLine } from '../../benches/report/scale.js';
 import { time } from '../../benches/report/units.js';
 
 const round = (p50: number) => ({ count: 1, p50, p90: p50, p99: p50, max: p50 });
@@ -19,6 +21,20 @@ function path(ours: readonly number[], peer: readonly number[]): Path {
     about: '<b>',
     unit: 'ns',
     contenders: [contender('retrovf', ours), contender('bare threadsafe function', peer)],
+  };
+}
+
+function scale(figures: Partial<Scale>): Scale {
+  return {
+    devices: 512,
+    memory_bytes_per_device: 1,
+    heap_bytes_per_device: 1,
+    stack_bytes_per_device: 1,
+    page_table_bytes_per_device: 1,
+    threads_per_device: 1,
+    idle_cpu_percent: 0.05,
+    open_ms_per_device: 1,
+    ...figures,
   };
 }
 
@@ -49,6 +65,7 @@ test('what a histogram has gained is its new values only', (t) => {
 
 test('the page is one file, in light and dark, and escapes what it shows', (t) => {
   const paths = [path([120], [100])];
+  const processes = [scale({ memory_bytes_per_device: 70 * 1024, idle_cpu_percent: 0.6 })];
   const html = page({
     date: '2026-01-01',
     quick: true,
@@ -63,12 +80,32 @@ test('the page is one file, in light and dark, and escapes what it shows', (t) =
     },
     paths,
     ratios: ratios(paths),
+    scale: processes,
+    held: held(processes),
     skipped: ['a peer: not there'],
   });
   t.notRegex(html, /(src|href)=|@import|url\(/);
   t.true(html.includes('prefers-color-scheme: dark'));
   t.true(html.includes('a&lt;b') && html.includes('&lt;b&gt;') && !html.includes('<b>'));
   t.true(html.includes('a peer: not there') && html.includes('1.20 ×'));
+  t.true(html.includes('<td class="met">70.0 KiB') && html.includes('<td class="missed">0.60 %'));
+});
+
+test('limits hold for the process with so many devices, if it was measured', (t) => {
+  const [memory, idle, ...others] = held([
+    scale({ devices: 64, memory_bytes_per_device: 1e9 }),
+    scale({ memory_bytes_per_device: 102_400, idle_cpu_percent: 0.49 }),
+  ]);
+  t.like(memory, { devices: 512, value: 102_400, met: false }, 'below, not at most');
+  t.like(idle, { devices: 512, value: 0.49, met: true });
+  t.deepEqual(others, []);
+  t.deepEqual(held([scale({ devices: 64 })]), []);
+  t.is(held([scale({ memory_bytes_per_device: null })]).length, 1, 'what was not told is not held');
+  if (memory === undefined) return;
+  t.is(
+    heldLine(memory).replaceAll(/ +/g, ' '),
+    'missed scale, 512 devices, memory bytes per device 100.0 KiB (below 100.0 KiB)',
+  );
 });
 
 test('times have three digits and a unit', (t) => {

@@ -3,7 +3,7 @@ import { rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
 import type { RetroVfError } from '../../lib/errors.js';
-import { parseBdf } from '../../lib/host/bdf.js';
+import { parseBdf, type Bdf } from '../../lib/host/bdf.js';
 import { Sysfs } from '../../lib/host/sysfs.js';
 import {
   nic,
@@ -63,6 +63,27 @@ test('eleven VFs are in the order of their numbers, not of their names', async (
   t.teardown(remove);
   const info = await sysfs.read(parseBdf('0000:60:00.0'));
   t.deepEqual([...info.virtfns.keys()], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+});
+
+test('one VF of many is found by few links, and in a damaged tree by all', async (t) => {
+  const address = (i: number) => parseBdf(`0000:5e:0${i >> 3}.${i & 7}`);
+  const links = Array.from({ length: 12 }, (_, i) => [`virtfn${i}`, `../${address(i)}`]);
+  const sound = Object.fromEntries(links);
+  const { sysfs, remove } = await sysfsTree({
+    '0000:60:00.0': { files: virtioFunction(), links: { ...sound, virtfn11: '../rubbish' } },
+    '0000:61:00.0': {
+      files: virtioFunction(),
+      links: { ...sound, virtfn2: `../${address(9)}`, virtfn9: `../${address(2)}` },
+    },
+  });
+  t.teardown(remove);
+  const find = (pf: string, member: Bdf) => sysfs.read(parseBdf(pf), { member });
+  const first = await find('0000:60:00.0', address(0));
+  t.deepEqual([[...first.virtfns], first.findings], [[[1, address(0)]], []]);
+  const swapped = await find('0000:61:00.0', address(2));
+  t.is(swapped.virtfns.get(10), address(2));
+  const absent = await find('0000:60:00.0', address(12));
+  t.deepEqual([absent.virtfns.size, absent.findings.length], [11, 1]);
 });
 
 test('the features of a PF on virtio-pci are read, bit 0 first', async (t) => {

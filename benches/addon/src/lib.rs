@@ -6,6 +6,7 @@ mod ledger;
 mod peers;
 mod round_trip;
 mod storm;
+mod trim;
 mod word;
 
 // All of the addon is in this library, as its exports register themselves.

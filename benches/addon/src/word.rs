@@ -1,5 +1,7 @@
 //! A function whose notifications go elsewhere: to a word of memory, or to whom counts them.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use napi_derive::napi;
@@ -8,6 +10,18 @@ use retrovf_pci::{
     Bdf, DmaMapping, Function, IrqIndex, IrqInfo, IrqRequest, MappedWord, NotifyTarget, Region,
     RegionInfo, Result, SharedMemory,
 };
+
+/// Makes a file of so many pages that another process of this user can map, until this one ends, and
+/// returns its path.
+#[napi]
+pub fn shared_pages(count: u32) -> napi::Result<String> {
+    let size = count as usize * rustix::param::page_size();
+    let memory = SharedMemory::anonymous(size);
+    let memory = memory.map_err(|error| napi::Error::from_reason(error.to_string()))?;
+    let fd = memory.fd().as_raw_fd();
+    std::mem::forget(memory);
+    Ok(format!("/proc/{}/fd/{fd}", std::process::id()))
+}
 
 struct WithTarget {
     inner: Arc<dyn Function>,
@@ -26,13 +40,25 @@ pub(crate) fn with_target(
     Ok(PciFunction::new(Arc::new(WithTarget { inner, target })))
 }
 
-/// The function, but that its notifications are stores to a mapped page.
+/// The function, but that its notifications are stores to a mapped page: one of its own, or one of
+/// a file, where another process can watch it.
 #[napi]
-pub fn with_word(function: &PciFunction) -> napi::Result<PciFunction> {
+pub fn with_word(
+    function: &PciFunction,
+    file: Option<String>,
+    page: Option<u32>,
+) -> napi::Result<PciFunction> {
     let reason = |error: &dyn std::fmt::Display| napi::Error::from_reason(error.to_string());
-    let memory = SharedMemory::anonymous(rustix::param::page_size());
-    let memory = memory.map_err(|error| reason(&error))?;
-    let word = MappedWord::map(memory.fd(), 0).map_err(|error| reason(&error))?;
+    let size = rustix::param::page_size();
+    let word = match file {
+        Some(path) => {
+            let file = File::options().read(true).write(true).open(path);
+            let file = file.map_err(|error| reason(&error))?;
+            MappedWord::map(&file, u64::from(page.unwrap_or(0)) * size as u64)
+        }
+        None => SharedMemory::anonymous(size).and_then(|memory| MappedWord::map(memory.fd(), 0)),
+    };
+    let word = word.map_err(|error| reason(&error))?;
     with_target(function, NotifyTarget::word(Arc::new(word)))
 }
 

@@ -93,7 +93,7 @@ impl Kick {
         Ok(Self {
             name: name.to_owned(),
             memory,
-            fd: forward.fd().try_clone_to_owned()?,
+            fd: forward.fd().try_clone()?,
             thread,
             _forwarder: Forwarder::Engine { _forward: forward },
         })

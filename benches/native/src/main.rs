@@ -1,5 +1,6 @@
 //! Measures the notify paths that need no JavaScript, each beside its peers in the same run, and
-//! prints one JSON object. `benches/bench.ts` runs it and makes the report.
+//! prints one JSON object. `benches/bench.ts` runs it and makes the report. Given servers as
+//! COUNT:FOLDER, it is their client instead (see `scale.rs`).
 //!
 //! Contenders take turns, a block of samples each, for some rounds, so that whatever else the machine
 //! does meanwhile hits all of them. A block's percentiles are exact, of all its samples.
@@ -8,6 +9,7 @@ mod forwarder;
 mod libvfio_user;
 mod placement;
 mod round_trip;
+mod scale;
 mod series;
 mod vfio_user_peer;
 mod wire;
@@ -22,7 +24,10 @@ use crate::series::Plan;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    let quick = std::env::args().any(|argument| argument == "--quick");
+    let (flags, servers): (Vec<_>, Vec<_>) = std::env::args()
+        .skip(1)
+        .partition(|argument| argument.starts_with("--"));
+    let quick = flags.iter().any(|flag| flag == "--quick");
     let plan = if quick {
         Plan {
             rounds: 3,
@@ -36,7 +41,12 @@ fn main() -> ExitCode {
             samples: 10_000,
         }
     };
-    match measure(&plan) {
+    let measured = if servers.is_empty() {
+        measure(&plan)
+    } else {
+        scale::measure(&plan, &servers)
+    };
+    match measured {
         Ok(paths) => {
             println!("{paths}");
             ExitCode::SUCCESS

@@ -202,7 +202,7 @@ fn a_kick_given_before_the_drop_is_delivered_and_one_after_it_is_not() {
     for round in 1..500 {
         let device = Arc::new(Device::default());
         let (forward, kicks) = forward(&engine, &device, 0);
-        let peer: OwnedFd = forward.fd().try_clone_to_owned().unwrap();
+        let peer: OwnedFd = forward.fd().try_clone().unwrap();
         kick(&peer);
         drop(forward);
         assert_eq!(kicks.load(Ordering::Relaxed), 1, "round {round}");
@@ -307,7 +307,7 @@ fn a_target_may_drop_its_own_forward_and_the_engine_from_within_a_ring() {
     let forward = engine
         .forward(target, QueueIndex(0), Arc::default())
         .unwrap();
-    let peer = forward.fd().try_clone_to_owned().unwrap();
+    let peer = forward.fd().try_clone().unwrap();
     *device.held.lock().unwrap() = Some(forward);
     drop((engine, device));
     kick(&peer);

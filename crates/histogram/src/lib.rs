@@ -1,10 +1,13 @@
-//! Latency histograms that any thread records into without a lock or an allocation.
+//! Latency histograms that any thread records into without a lock or an allocation, but for the first
+//! value of a power of two: there are many devices, each with a histogram, and most of its buckets
+//! would stay empty.
 //!
 //! Log-linear buckets: values below 32 have a bucket each, and every power of two above is cut into
 //! 32 equal parts, so a reported value is at most 1/32 above the true one.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Bits of a value that choose the part of its power of two.
@@ -12,12 +15,15 @@ const PART_BITS: u32 = 5;
 const PARTS: usize = 1 << PART_BITS;
 /// Values of more bits count in the last bucket: 2^42 ns is 73 minutes.
 const VALUE_BITS: u32 = 42;
-const BUCKETS: usize = PARTS * (VALUE_BITS - PART_BITS + 1) as usize;
+const GROUPS: usize = (VALUE_BITS - PART_BITS + 1) as usize;
+
+/// The buckets of a power of two.
+type Group = Box<[AtomicU64; PARTS]>;
 
 /// Counts values, in nanoseconds by convention.
 #[derive(Debug)]
 pub struct Histogram {
-    buckets: Box<[AtomicU64; BUCKETS]>,
+    groups: [OnceLock<Group>; GROUPS],
     sum: AtomicU64,
     max: AtomicU64,
 }
@@ -57,7 +63,7 @@ impl Histogram {
     /// An empty histogram.
     pub fn new() -> Self {
         Self {
-            buckets: Box::new([const { AtomicU64::new(0) }; BUCKETS]),
+            groups: [const { OnceLock::new() }; GROUPS],
             sum: AtomicU64::new(0),
             max: AtomicU64::new(0),
         }
@@ -67,7 +73,9 @@ impl Histogram {
     #[inline]
     pub fn record(&self, ns: u64) {
         // Relaxed: the counters order nothing, and a snapshot may be a value or two behind.
-        self.buckets[index(ns)].fetch_add(1, Ordering::Relaxed);
+        let at = index(ns);
+        let group = self.groups[at / PARTS].get_or_init(Group::default);
+        group[at % PARTS].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(ns, Ordering::Relaxed);
         self.max.fetch_max(ns, Ordering::Relaxed);
     }
@@ -80,10 +88,10 @@ impl Histogram {
 
     /// Reads the counters. Values recorded meanwhile may be missing.
     pub fn snapshot(&self) -> Snapshot {
-        let buckets: Vec<Bucket> = self
-            .buckets
-            .iter()
-            .enumerate()
+        let groups = self.groups.iter().enumerate();
+        let used = groups.filter_map(|(n, group)| Some((n * PARTS, group.get()?)));
+        let buckets: Vec<Bucket> = used
+            .flat_map(|(first, group)| (first..).zip(group.iter()))
             .map(|(at, count)| Bucket {
                 ns: upper_end(at),
                 count: count.load(Ordering::Relaxed),
@@ -189,6 +197,18 @@ mod tests {
         assert_eq!((snapshot.p50, snapshot.max), (1_000_003, 1_000_003));
         histogram.record(u64::MAX);
         assert_eq!(histogram.snapshot().max, u64::MAX);
+    }
+
+    #[test]
+    fn buckets_are_allocated_with_the_first_value_of_their_power_of_two() {
+        let histogram = Histogram::new();
+        let allocated = || histogram.groups.iter().filter(|g| g.get().is_some());
+        assert_eq!(allocated().count(), 0);
+        for ns in [0, 31, 1 << 20, (1 << 21) - 1, u64::MAX] {
+            histogram.record(ns);
+        }
+        assert_eq!(allocated().count(), 3);
+        assert_eq!(histogram.snapshot().count, 5);
     }
 
     #[test]

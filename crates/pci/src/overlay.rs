@@ -1,3 +1,4 @@
+use std::iter::repeat;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use retrovf_spec::pci;
@@ -29,7 +30,9 @@ pub struct OverlayRow {
 /// byte is consistent by itself, and accesses of one vfio-user session are in order anyway.
 #[derive(Debug)]
 pub struct Overlay {
+    /// Up to the last that is not the device's alone.
     bytes: Box<[ByteRow]>,
+    size: usize,
     msix_control: Option<usize>,
 }
 
@@ -43,6 +46,17 @@ struct ByteRow {
     resets: u8,
     flr: u8,
 }
+
+/// A byte that is the device's alone, as all behind the last row are.
+static DEVICE: ByteRow = ByteRow {
+    value: AtomicU8::new(0),
+    initial: 0,
+    mask: 0,
+    writable: 0,
+    forward: 0,
+    resets: 0,
+    flr: 0,
+};
 
 /// What a write leaves to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,14 +81,15 @@ impl Overlay {
     /// that names the row. `msix` is the offset of the MSI-X capability, if the function has one.
     pub fn new(size: usize, rows: &[OverlayRow], msix: Option<u16>) -> Result<Self, OverlayRow> {
         let mut bytes: Vec<ByteRow> = Vec::new();
-        bytes.resize_with(size, ByteRow::default);
         for row in rows {
             let start = usize::from(row.offset);
             let width = usize::from(row.width);
-            if !matches!(width, 1 | 2 | 4) || start + width > size {
+            let end = start + width;
+            if !matches!(width, 1 | 2 | 4) || end > size {
                 return Err(*row);
             }
-            for (i, byte) in bytes[start..start + width].iter_mut().enumerate() {
+            bytes.resize_with(bytes.len().max(end), ByteRow::default);
+            for (i, byte) in bytes[start..end].iter_mut().enumerate() {
                 let part = |word: u32| word.to_le_bytes()[i];
                 let mask = part(row.mask);
                 byte.initial = byte.initial & !mask | part(row.value) & mask;
@@ -88,16 +103,17 @@ impl Overlay {
         }
         let msix_control = msix
             .map(|cap| usize::from(cap) + pci::MSIX_CONTROL + 1)
-            .filter(|&at| at < size);
+            .filter(|&at| at < bytes.len());
         Ok(Self {
             bytes: bytes.into(),
+            size,
             msix_control,
         })
     }
 
     /// Bytes of configuration space.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
     /// Blends the overlay over what the device answered for `offset..`.
@@ -111,7 +127,8 @@ impl Overlay {
     pub fn write(&self, offset: usize, data: &[u8]) -> Written {
         let mut runs: Vec<ConfigWrite> = Vec::new();
         let mut resets = false;
-        for (at, (row, byte)) in self.bytes.iter().skip(offset).zip(data).enumerate() {
+        let rows = self.bytes.iter().chain(repeat(&DEVICE)).take(self.size);
+        for (at, (row, byte)) in rows.skip(offset).zip(data).enumerate() {
             if row.writable != 0 {
                 let kept = row.value.load(Ordering::Relaxed) & !row.writable;
                 row.value
@@ -298,6 +315,27 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn behind_the_last_row_everything_is_the_devices_and_takes_no_room() {
+        let overlay = Overlay::new(4096, &[], None).unwrap();
+        assert!(overlay.bytes.is_empty());
+        let mut out = [7; 4];
+        overlay.read(4092, &mut out);
+        assert_eq!(out, [7; 4]);
+        let runs = self::overlay().write(0x5a, &[1, 2, 3]).runs;
+        assert_eq!(
+            runs,
+            [ConfigWrite {
+                offset: 0x5a,
+                data: vec![1, 2, 3]
+            }]
+        );
+        let [run] = &overlay.write(4094, &[1, 2, 3]).runs[..] else {
+            panic!("one run");
+        };
+        assert_eq!(run.data, [1, 2], "nothing is behind the space");
     }
 
     #[test]

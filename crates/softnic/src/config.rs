@@ -12,7 +12,7 @@ pub struct Config {
     pub bdf: Bdf,
     /// VFs enabled from the start.
     pub vfs: u16,
-    /// VFs that the PF can have, at most 256.
+    /// VFs that the PF can have, at most 1024.
     pub total_vfs: u16,
     /// Receive and transmit queue pairs of each function, 1 to 64.
     pub queue_pairs: u16,
@@ -76,7 +76,8 @@ pub(crate) const ALL_OPCODES: u64 = 0x7f;
 /// The two opcodes that every admin virtqueue has.
 pub(crate) const LIST_OPCODES: u64 = 1 << admin::LIST_QUERY | 1 << admin::LIST_USE;
 
-const MAX_VFS: u16 = 256;
+/// Five bus numbers: a VF takes the next routing id each.
+const MAX_VFS: u16 = 1024;
 const MAX_PAIRS: u16 = 64;
 const MAX_QUEUE_SIZE: u16 = 1024;
 const MAX_VECTORS: u16 = 2048;
@@ -85,7 +86,10 @@ impl Config {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |reason| Err(Error::Config { reason });
         if self.total_vfs > MAX_VFS {
-            return refuse("a PF has at most 256 VFs");
+            return refuse("a PF has at most 1024 VFs");
+        }
+        if self.bdf.plus(self.total_vfs) < self.bdf {
+            return refuse("the addresses of the VFs run over the last bus");
         }
         if self.vfs > self.total_vfs {
             return refuse("more VFs are enabled than the PF has");
@@ -205,9 +209,18 @@ mod tests {
     fn values_outside_the_limits_are_refused() {
         let ok = Config::default();
         ok.validate().unwrap();
+        let many = Config {
+            total_vfs: 1024,
+            ..ok.clone()
+        };
+        many.validate().unwrap();
         let bad = [
             Config {
-                total_vfs: 257,
+                total_vfs: 1025,
+                ..ok.clone()
+            },
+            Config {
+                bdf: Bdf::new(0, 0xff, 0x18, 0),
                 ..ok.clone()
             },
             Config {

@@ -12,7 +12,7 @@ use crate::device::ServedDevice;
 use crate::link::Link;
 use crate::output::Output;
 use crate::receiver::{Received, Receiver};
-use crate::server::{Closing, EventHandler};
+use crate::server::{Closing, EventHandler, STACK};
 use crate::session::{timespec_until, Session, Timing};
 use crate::socket::{send, Listener};
 use crate::version::{negotiate, payload, PeerVersion, MAX_VERSION_MESSAGE};
@@ -258,6 +258,7 @@ impl Acceptor {
         };
         let thread = std::thread::Builder::new()
             .name("vfio-user".into())
+            .stack_size(STACK)
             .spawn(move || {
                 let _mark = mark;
                 session.run();

@@ -98,7 +98,7 @@ impl Forwarded {
             None => {
                 let kicks = Arc::clone(&counters.notifies_forwarded);
                 let forward = engine()?.forward(target.clone(), queue, kicks)?;
-                let fd = Arc::new(forward.fd().try_clone_to_owned()?);
+                let fd = Arc::clone(forward.fd());
                 let forwarder = Forwarder::Engine { _forward: forward };
                 (fd, forwarder, &counters.engine_doorbells)
             }

@@ -51,16 +51,17 @@ pub(crate) enum Received {
     Closed,
 }
 
-/// Room for a burst of small messages, or a page of data; longer messages make it grow.
-const INITIAL: usize = 64 << 10;
-/// A receive into less room than this is not worth its system call.
+/// A receive into less room than this is not worth its system call. Room enough for most clients, who
+/// wait for the reply to each message.
 const LITTLE: usize = 4 << 10;
+/// Room for those who send in bursts; longer messages make it grow.
+const READ_AHEAD: usize = 64 << 10;
 
 impl Receiver {
     /// Accepts messages up to `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            buffer: vec![0; limit.clamp(LITTLE, INITIAL)],
+            buffer: vec![0; LITTLE],
             unread: 0..0,
             base: 0,
             begun: 0,
@@ -72,7 +73,6 @@ impl Receiver {
     /// Accepts messages up to the protocol's limit from now on.
     pub(crate) fn lift_limit(&mut self) {
         self.limit = MAX_MESSAGE;
-        self.buffer.resize(INITIAL, 0);
     }
 
     /// Bytes of a frame's payload.
@@ -193,13 +193,16 @@ impl Receiver {
         }
     }
 
-    /// Makes room for the rest of the message that has begun, or for a good read-ahead.
+    /// Makes room for the rest of the message that has begun, and for a good read-ahead once the
+    /// client has sent more than there was room for.
     fn make_room(&mut self) {
         let unread = self.unread.len();
+        let filled = self.unread.end == self.buffer.len();
         let wanted = Header::parse(self.bytes(&self.unread))
             .and_then(|header| self.admit(header.size).ok())
             .unwrap_or(HEADER_SIZE)
-            .max(unread + 1);
+            .max(unread + 1)
+            .max(if filled { READ_AHEAD } else { 0 });
         let tail = self.buffer.len() - self.unread.end;
         if unread == 0 || tail < LITTLE || self.unread.start + wanted > self.buffer.len() {
             // `begun` may name a message that was already taken whole; nothing before the unread
@@ -213,5 +216,35 @@ impl Receiver {
             let len = wanted.next_power_of_two().min(self.limit).max(wanted);
             self.buffer.resize(len, 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::wire::{Command, NO_REPLY};
+
+    #[test]
+    fn a_client_that_sends_more_than_there_is_room_for_gets_a_read_ahead() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut receiver = Receiver::new(MAX_MESSAGE);
+        let mut header = Header::command(1, Command::RESET, 0);
+        header.flags |= NO_REPLY;
+        let message = header.encode();
+        let mut send = |count: usize| client.write_all(&message.repeat(count)).unwrap();
+        let mut receive = || {
+            let received = receiver.receive(server.as_fd(), false).unwrap();
+            assert_eq!(received, Received::Bytes);
+            std::iter::from_fn(|| receiver.next().unwrap()).count()
+        };
+        let room = LITTLE / HEADER_SIZE;
+        send(room);
+        assert_eq!(receive(), room);
+        send(3 * room);
+        assert_eq!(receive(), 3 * room);
     }
 }

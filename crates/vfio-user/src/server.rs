@@ -142,6 +142,9 @@ impl Closing {
     }
 }
 
+/// Stacks of our threads, two a device. Larger ones would cost a page table each.
+pub(crate) const STACK: usize = 256 << 10;
+
 /// How long [`Server::close`] waits: longer than a function's reset takes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -169,6 +172,7 @@ impl Server {
         let (done, ended) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("vfio-user-accept".into())
+            .stack_size(STACK)
             .spawn(move || {
                 acceptor.run();
                 drop(lease);
