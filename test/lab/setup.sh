@@ -37,6 +37,7 @@ modules="$guest_modules irqbypass vfio iommufd vfio_iommu_type1
     virtio-vfio-pci"   # in loading order; image/init loads what a test asks for
 
 [ "$(id -u)" = 0 ] || die "not root, which a chroot takes"
+[ -z "$only_look" ] || [ -d "$cache" ] || die "there is no $cache"
 take_cache
 cd "$cache"
 prepare_apt() {

@@ -56,7 +56,8 @@ export function served(socket: string, properties: Record<string, unknown> = {})
 }
 
 /** The same for a VF that the kernel makes transitional. */
-export const assigned = (bdf: string): string => `-device "vfio-pci,host=${bdf}"`;
+export const assigned = (bdf: string, properties = ''): string =>
+  `-device "vfio-pci,host=${bdf}${properties}"`;
 
 /** A line of shell that runs L2 with devices; its words are those of the guest: `GUEST key=value`. */
 export function l2Command(devices: readonly string[], steps: readonly string[] = network): string {
