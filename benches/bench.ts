@@ -25,6 +25,8 @@ Options:
 
 Environment:
   LIBVFIO_USER   A libvfio-user.so to measure beside; without it that peer is left out
+
+As root, with the pieces of the lab (test/lab/setup.sh), it measures kicks of a guest too.
 `;
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -57,6 +59,7 @@ async function main(): Promise<void> {
       javascript('sleeping'),
       ['taskset', '-c', '0', ...javascript('one-cpu')],
       [join(target, 'retrovf-bench'), ...flags],
+      ...(quick ? [] : [[process.execPath, '--import=tsx', join(root, 'benches/lab/main.ts')]]),
     ];
     const paths: Path[] = [];
     const skipped: string[] = [];

@@ -23,6 +23,8 @@ export const targets: readonly Target[] = [
   }),
   row('vfio-user posted writes, one CPU', 'retrovf', 'libvfio-user', { above: 5 }),
   row('control access, one CPU', 'retrovf', 'bare threadsafe function', { below: 1.3 }),
+  row('guest kick in the lab', 'retrovf, in the kernel', 'kernel driver', { below: 1 }),
+  row('guest kick in the lab', 'retrovf, forwarder', 'kernel driver', { below: 1 }),
 ];
 
 function row(
