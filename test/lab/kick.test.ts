@@ -19,7 +19,9 @@ const look = (family: string, label: string, prefix: string) =>
 
 interface Case {
   readonly properties?: Record<string, unknown>;
-  readonly under?: string;
+  /** What the server runs under, and what stands between it and QEMU. */
+  readonly under?: 'without-ioeventfd';
+  readonly through?: 'liar';
   /** Who forwards the eventfds of the guest's queues, while it runs. */
   readonly doorbells: { readonly kernel: boolean; readonly engine: boolean };
   /** How kicks reached RetroVF. */
@@ -27,20 +29,26 @@ interface Case {
 }
 
 /** Runs a guest and tells which ways its kicks took, and that they were not lost. */
-const kicks = ({ properties, under, doorbells, kicks: expected }: Case) =>
+const kicks = ({ properties, under, through, doorbells, kicks: expected }: Case) =>
   scene(async (t, s) => {
-    const path = 'usr/bin/without-ioeventfd';
-    const tool = { path, content: await readFile(lab.tool('without-ioeventfd')), mode: 0o755 };
+    const tools = [under, through].filter((name) => name !== undefined);
+    const programs = tools.map(async (name) => ({
+      path: `usr/bin/${name}`,
+      content: await readFile(lab.tool(name)),
+      mode: 0o755,
+    }));
+    const socket = through === undefined ? '/tmp/vf.sock' : '/tmp/between.sock';
     // The guest has the serial line; what is looked at meanwhile is said at the end.
     const l1 = await bootL1(s, {
       kernel,
       vfs: 1,
       kvm: true,
-      files: [...(await l2Files(kernel)), tool],
+      files: [...(await l2Files(kernel)), ...(await Promise.all(programs))],
       script: `
 cd /tmp
 ${serve(`"$VF" --socket /tmp/vf.sock --metrics ${metrics}`, under === undefined ? {} : { under })}
-${l2Command([served('/tmp/vf.sock', properties)])} &
+${through === undefined ? '' : `${through} /tmp/vf.sock ${socket} & until [ -S ${socket} ]; do usleep 50000; done`}
+${l2Command([served(socket, properties)])} &
 guest=$!
 while kill -0 $guest 2> /dev/null; do
     ${look('doorbells', 'by', 'doorbells')} >> looks
@@ -95,5 +103,14 @@ test(
     properties: { 'x-io-fds': false },
     doorbells: { kernel: false, engine: false },
     kicks: { message: true, eventfd: false },
+  }),
+);
+
+test(
+  'QEMU under KVM believes only what can be true of the eventfds that a server gives it',
+  kicks({
+    through: 'liar',
+    doorbells: { kernel: true, engine: false },
+    kicks: { message: false, eventfd: false },
   }),
 );

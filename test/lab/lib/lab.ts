@@ -17,7 +17,7 @@ export const lab = {
   /** Node, the build, the programs of l1/. */
   project: join(cache, 'project.cpio'),
   /** A program of l1/ or l2/ in C. */
-  tool: (name: 'transcript' | 'without-ioeventfd' | 'kick') => join(cache, 'tools', name),
+  tool: (name: 'transcript' | 'without-ioeventfd' | 'liar' | 'kick') => join(cache, 'tools', name),
   vmlinuz: (kernel: Kernel) => join(cache, `kernel-${kernel}`, 'vmlinuz'),
   initrd: (kernel: Kernel) => join(cache, `initrd-${kernel}.cpio`),
   /** The initramfs of test/guest with this kernel's modules. */
