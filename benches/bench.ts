@@ -28,6 +28,8 @@ Options:
 
 Environment:
   LIBVFIO_USER   A libvfio-user.so to measure beside; without it that peer is left out
+
+As root, with the pieces of the lab (test/lab/setup.sh), it measures kicks of a guest too.
 `;
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -59,6 +61,7 @@ async function main(): Promise<void> {
       ['taskset', '-c', '0', ...javascript('one-cpu')],
       [native, ...flags],
       javascript('scale'),
+      ...(quick ? [] : [[process.execPath, '--import=tsx', join(root, 'benches/lab/main.ts')]]),
     ];
     const paths: Path[] = [];
     const skipped: string[] = [];

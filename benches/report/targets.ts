@@ -27,6 +27,8 @@ export const targets: readonly Target[] = [
   row('control access, one CPU', 'retrovf', 'bare threadsafe function', { below: 1.3 }),
   row('scale, eventfd to store', '512 devices', '1 device', { below: 1.2 }, 'p99'),
   row('scale, vfio-user round trip', '512 devices', '1 device', { below: 1.2 }, 'p99'),
+  row('guest kick in the lab', 'retrovf, in the kernel', 'kernel driver', { below: 1 }),
+  row('guest kick in the lab', 'retrovf, forwarder', 'kernel driver', { below: 1 }),
 ];
 
 /** A figure of the process with so many devices that has to stay below a value. */

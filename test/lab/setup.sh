@@ -2,20 +2,24 @@
 # Makes the VFIO lab from Debian packages and sources, outside the checkout:
 #
 #   $RETROVF_LAB_CACHE/toolchain        compilers and libraries: unpacked, not installed
-#   $RETROVF_LAB_CACHE/qemu             QEMU with the patches of qemu/, what it needs to run
+#   $RETROVF_LAB_CACHE/qemu             QEMU with the patches of qemu/ and contrib/qemu,
+#                                       what it needs to run
 #   $RETROVF_LAB_CACHE/kernel-SUITE     a kernel, modules, virtio_vfio_pci if it can have one
-#   $RETROVF_LAB_CACHE/tools            the programs of l1/src, static
+#   $RETROVF_LAB_CACHE/tools            the programs of l1/ and l2/ in C, static
 #   $RETROVF_LAB_CACHE/initrd-SUITE.cpio  L1: busybox, modules, image/
 #   $RETROVF_LAB_CACHE/guest-SUITE.cpio   a guest in L1: busybox, modules, test/guest/image
 #
-# setup.sh [SUITE...]: the kernels to make, by default that of trixie-backports.
-# Run it again at any time: finished pieces are kept, QEMU is rebuilt only if its
-# patches change, and then only in part.  It takes root, for a chroot.
+# setup.sh [--ready] [SUITE...]: the kernels to make, by default that of
+# trixie-backports.  Run it again at any time: finished pieces are kept, QEMU is
+# rebuilt only if its patches change, and then only in part.  It takes root, for a
+# chroot.  --ready makes nothing: it fails if something is to be made.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 lab="VFIO lab"
 cache=${RETROVF_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovf/lab}
 . "$here/../vm/pieces.sh"
+only_look=
+if [ "${1-}" = --ready ]; then only_look=yes; shift; fi
 kernels=${*:-trixie-backports}
 qemu_version=10.2.2
 iommufd_kernel=trixie-backports
@@ -33,6 +37,7 @@ modules="$guest_modules irqbypass vfio iommufd vfio_iommu_type1
     virtio-vfio-pci"   # in loading order; image/init loads what a test asks for
 
 [ "$(id -u)" = 0 ] || die "not root, which a chroot takes"
+[ -z "$only_look" ] || [ -d "$cache" ] || die "there is no $cache"
 take_cache
 cd "$cache"
 prepare_apt() {
@@ -53,9 +58,14 @@ logged() {   # logged NAME COMMAND...
 }
 
 guest_image=$here/../guest/image
+# No path of ours has a blank in it: the checkout's is not part of these.
+qemu_patches=$(cd "$here" && ls qemu/*.patch ../../contrib/qemu/*.patch)
 toolchain_key=$(key_of "$suite" $toolchain_packages)
-qemu_key=$(key_of "$toolchain_key" "$qemu_version" "$(cd "$here/qemu" && sha256sum *)")
-tools_key=$(key_of "$toolchain_key" "$(cd "$here/l1/src" && sha256sum *)")
+qemu_key=$(key_of "$toolchain_key" "$qemu_version" \
+    "$(cd "$here" && sha256sum $qemu_patches qemu/*.c)")
+# Files that patches touch.
+qemu_patched() { (cd "$here" && sed -n 's,^--- a/,,p' $qemu_patches | sort -u); }
+tools_key=$(key_of "$toolchain_key" "$(cd "$here" && sha256sum l1/src/* l1/*.c l2/*.c)")
 kernel_key() {
     key_of "$toolchain_key" "$1" $modules "$(sha256sum < "$here/iommufd-modules.sh")"
 }
@@ -74,6 +84,7 @@ ready() {
     done
 }
 if ready; then say "ready in $cache"; exit 0; fi
+[ -z "$only_look" ] || die "not all of it is there, run test/lab/setup.sh"
 
 need_tools dpkg-deb:dpkg cpio:cpio xz:xz-utils patch:patch unshare:util-linux
 
@@ -123,8 +134,7 @@ if ! is qemu "$qemu_key"; then
              done
          done)
         (cd "$tree.new" && mkdir pristine &&
-            sed -n 's,^--- a/,,p' "$here"/qemu/*.patch | sort -u |
-            xargs cp --parents -t pristine)
+            qemu_patched | xargs cp --parents -t pristine)
         mv "$tree.new" "$tree"
     fi
     say "building QEMU"
@@ -133,12 +143,12 @@ if ! is qemu "$qemu_key"; then
     rm -rf "$tree.patched"
     cp -a "$tree/pristine" "$tree.patched"
     (cd "$tree.patched"
-     for file in $(sed -n 's,^--- a/,,p' "$here"/qemu/*.patch | sort -u); do
+     for file in $(qemu_patched); do
          [ -e "$file" ] || { mkdir -p "$(dirname "$file")"; cp -a "$tree/$file" "$file"; }
      done
      rm -rf "$tree/pristine.new"; cp -a . "$tree/pristine.new"
-     for patch in "$here"/qemu/*.patch; do
-         logged patch patch -p1 --no-backup-if-mismatch < "$patch"
+     for patch in $qemu_patches; do
+         logged patch patch -p1 --no-backup-if-mismatch < "$here/$patch"
      done
      cp "$here/qemu/virtio-pci-admin.c" hw/virtio/
      find . -type f | while read -r file; do
@@ -231,15 +241,21 @@ for kernel in $kernels; do
     is "kernel-$kernel" "$(kernel_key "$kernel")" || make_kernel "$kernel"
 done
 
-# --- programs that run in L1 ---------------------------------------------------
+# --- programs that run in L1 and L2 ----------------------------------------------
 if ! is tools "$tools_key"; then
-    say "building the programs of l1/src"
+    say "building programs of L1 and L2"
     rm -rf tools.new toolchain/work/tools
-    mkdir tools.new
-    cp -R "$here/l1/src" toolchain/work/tools
+    mkdir tools.new toolchain/work/tools
+    cp -R "$here/l1/src" "$here"/l1/*.c "$here"/l2/*.c toolchain/work/tools/
     logged tools inside sh -euc 'cd /work/tools
-        gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -o transcript *.c'
-    mv toolchain/work/tools/transcript tools.new/
+        mkdir out
+        program() {   # program NAME SOURCE...
+            name=$1; shift
+            gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -o "out/$name" "$@"
+        }
+        program transcript src/*.c
+        for source in *.c; do program "${source%.c}" "$source"; done'
+    mv toolchain/work/tools/out/* tools.new/
     rm -rf toolchain/work/tools
     finish tools "$tools_key"
 fi

@@ -48,7 +48,7 @@ export async function playBoth(
 ): Promise<Played> {
   const player = {
     path: 'usr/bin/transcript',
-    content: await readFile(lab.transcript),
+    content: await readFile(lab.tool('transcript')),
     mode: 0o755,
   };
   const plans = transcripts.map(({ accesses }) => plan(accesses));

@@ -1,4 +1,4 @@
-// L1: a machine with an IOMMU, a virtio network PF with VFs, and the project in it. It runs one shell
+// L1: a machine with an IOMMU, virtio network PFs with VFs, and the project in it. It runs one shell
 // script and powers off; what that prints is the result.
 
 import { readFile, rm, writeFile } from 'node:fs/promises';
@@ -12,14 +12,19 @@ import { Qmp } from './qmp.js';
 
 type Properties = Readonly<Record<string, string | number>>;
 
-export interface L1Options {
-  readonly name?: string;
-  readonly kernel?: Kernel;
-  /** VFs that L1 enables; the PF has two. */
+export interface PfOptions {
+  /** VFs that L1 enables; a PF has two. */
   readonly vfs?: number;
   /** Drivers of the functions when the script begins. */
   readonly pf?: 'virtio-pci' | 'vfio-pci';
   readonly vf?: 'virtio-pci' | 'vfio-pci' | 'virtio_vfio_pci' | 'none';
+}
+
+export interface L1Options extends PfOptions {
+  readonly name?: string;
+  readonly kernel?: Kernel;
+  /** PFs beside the first. */
+  readonly more?: readonly PfOptions[];
   /** Properties of the devices, beside the ones they need; see qemu/virtio-pci-admin.c. */
   readonly pfProperties?: Properties;
   readonly vfProperties?: Properties;
@@ -28,7 +33,10 @@ export interface L1Options {
   /** Load iommufd, and the VFIO that goes with it: only for trixie-backports. */
   readonly iommufd?: boolean;
   readonly files?: readonly ArchiveFile[];
-  /** A shell script with PF, VFS, VF and GROUP in its environment; its status is L1's. */
+  /**
+   * A shell script with PF, VFS, VF and GROUP in its environment, PF1 and so on of the next PF; its
+   * status is L1's.
+   */
   readonly script: string;
 }
 
@@ -91,12 +99,10 @@ export class L1 {
   }
 }
 
-// Each function has iommu_platform=on: QEMU's own DMA would go around the IOMMU.
-const mac = (index: number) => `52:54:00:12:34:0${index}`;
-
 export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
-  const { name = 'l1', kernel = 'trixie-backports', vfs = 2, files = [] } = options;
-  const { pf = 'vfio-pci', vf = 'vfio-pci', kvm = false, iommufd = false } = options;
+  const { name = 'l1', kernel = 'trixie-backports', files = [], more = [] } = options;
+  const { kvm = false, iommufd = false } = options;
+  const pfs = [options, ...more];
   requirePieces(kernel);
   const initrd = join(scene.dir, `${name}.initrd`);
   // A failed test's folder is kept, which is for its logs.
@@ -105,27 +111,6 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
   const parts = [lab.initrd(kernel), lab.project].map((path) => readFile(path));
   await writeFile(initrd, Buffer.concat([...(await Promise.all(parts)), archive([run, ...files])]));
   const qmp = join(scene.dir, `${name}.qmp`);
-  const device = (properties: Properties) => [
-    '-device',
-    Object.entries({ ...properties })
-      .map(([key, value]) => `${key}=${value}`)
-      .join(),
-  ];
-  // QEMU's user-mode network has a router with DHCP; a host that answers TCP is added to it.
-  const digest = `guestfwd=tcp:${digestHost}:${digestPort}-cmd:md5sum`;
-  const network = (index: number) => ['-netdev', `user,id=n${index},ipv6=off,${digest}`];
-  const member = (index: number) =>
-    device({
-      driver: 'virtio-net-pci',
-      bus: 'root',
-      addr: `0x0.0x${index}`,
-      netdev: `n${index}`,
-      'sriov-pf': 'pf',
-      mac: mac(index),
-      romfile: '',
-      iommu_platform: 'on',
-      ...options.vfProperties,
-    });
   const command = [
     ...qemuCommand(lab.qemu),
     '-nodefaults',
@@ -148,8 +133,12 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     '-initrd',
     initrd,
     '-append',
-    `console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 no_timer_check cryptomgr.notests lab.vfs=${vfs} ` +
-      `lab.pf=${pf} lab.vf=${vf}${kvm ? ' lab.kvm=1' : ''}${iommufd ? ' lab.iommufd=1' : ''}`,
+    [
+      'console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 no_timer_check cryptomgr.notests',
+      ...pfs.map(wishes),
+      ...(kvm ? ['lab.kvm=1'] : []),
+      ...(iommufd ? ['lab.iommufd=1'] : []),
+    ].join(' '),
     '-serial',
     `file:${join(scene.dir, `${name}.console`)}`,
     '-serial',
@@ -162,23 +151,47 @@ export async function bootL1(scene: Scene, options: L1Options): Promise<L1> {
     'virtio_pci_admin_cmd',
     '-device',
     'intel-iommu,caching-mode=on',
-    '-device',
-    'pcie-root-port,id=root',
-    ...[0, 1, 2].flatMap(network),
-    ...[1, 2].flatMap(member),
-    // The VFs name their PF, which comes last.
-    ...device({
-      driver: 'virtio-net-pci',
-      bus: 'root',
-      addr: '0x0.0x0',
-      netdev: 'n0',
-      id: 'pf',
-      mac: mac(0),
-      romfile: '',
-      iommu_platform: 'on',
-      'x-admin-vq': 'on',
-      ...options.pfProperties,
-    }),
+    ...pfs.flatMap((_, index) => port(index, options)),
   ];
   return new L1(scene.run(name, command), name, qmp);
+}
+
+/** What image/init is to do with a PF. */
+function wishes({ vfs = 2, pf = 'vfio-pci', vf = 'vfio-pci' }: PfOptions, index: number): string {
+  const which = index || '';
+  return `lab.vfs${which}=${vfs} lab.pf${which}=${pf} lab.vf${which}=${vf}`;
+}
+
+/** A root port with a PF and its VFs behind it, each on a network of its own. */
+function port(index: number, options: L1Options): string[] {
+  const which = index || '';
+  // QEMU's user-mode network has a router with DHCP; a host that answers TCP is added to it.
+  const digest = `guestfwd=tcp:${digestHost}:${digestPort}-cmd:md5sum`;
+  const net = (number: number) => `n${which}${number}`;
+  // Each function has iommu_platform=on: QEMU's own DMA would go around the IOMMU.
+  const virtio = (number: number, properties: Properties) =>
+    device({
+      driver: 'virtio-net-pci',
+      bus: `root${which}`,
+      addr: `0x0.0x${number}`,
+      netdev: net(number),
+      mac: `52:54:00:12:34:${index}${number}`,
+      romfile: '',
+      iommu_platform: 'on',
+      ...properties,
+    });
+  return [
+    ...device({ driver: 'pcie-root-port', id: `root${which}`, chassis: index }),
+    ...[0, 1, 2].flatMap((number) => ['-netdev', `user,id=${net(number)},ipv6=off,${digest}`]),
+    ...[1, 2].flatMap((number) =>
+      virtio(number, { 'sriov-pf': `pf${which}`, ...options.vfProperties }),
+    ),
+    // The VFs name their PF, which comes last.
+    ...virtio(0, { id: `pf${which}`, 'x-admin-vq': 'on', ...options.pfProperties }),
+  ];
+}
+
+function device(properties: Properties): string[] {
+  const words = Object.entries(properties).map(([key, value]) => `${key}=${value}`);
+  return ['-device', words.join()];
 }

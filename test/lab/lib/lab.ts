@@ -16,7 +16,8 @@ export const lab = {
   qemu: join(cache, 'qemu'),
   /** Node, the build, the programs of l1/. */
   project: join(cache, 'project.cpio'),
-  transcript: join(cache, 'tools/transcript'),
+  /** A program of l1/ or l2/ in C. */
+  tool: (name: 'transcript' | 'without-ioeventfd' | 'liar' | 'kick') => join(cache, 'tools', name),
   vmlinuz: (kernel: Kernel) => join(cache, `kernel-${kernel}`, 'vmlinuz'),
   initrd: (kernel: Kernel) => join(cache, `initrd-${kernel}.cpio`),
   /** The initramfs of test/guest with this kernel's modules. */

@@ -10,15 +10,22 @@ export const node = (program: string, ...args: string[]): string =>
 /** The CLI. */
 export const retrovf = 'node /retrovf/lib/cli/main.js';
 
+export interface Serving {
+  /** Tells servers apart: `$serverNAME` is the process, /tmp/servedNAME and /tmp/serveNAME.err what it says. */
+  readonly name?: string;
+  /** A program that runs it. */
+  readonly under?: string;
+}
+
 /**
- * Lines of shell that serve, in the background, until a client can connect: `$server` is the process,
- * /tmp/served and /tmp/serve.err what it says. `options` as to `retrovf serve`.
+ * Lines of shell that serve, in the background, until a client can connect. `options` as to
+ * `retrovf serve`.
  */
-export const serve = (options: string): string => `
-${retrovf} serve ${options} > /tmp/served 2> /tmp/serve.err &
-server=$!
-until grep -qs socket /tmp/served; do
-    kill -0 $server || { cat /tmp/serve.err; return 1; }
+export const serve = (options: string, { name = '', under = '' }: Serving = {}): string => `
+${under} ${retrovf} serve ${options} > /tmp/served${name} 2> /tmp/serve${name}.err &
+server${name}=$!
+until grep -qs socket /tmp/served${name}; do
+    kill -0 $server${name} || { cat /tmp/serve${name}.err; return 1; }
     usleep 50000
 done`;
 
