@@ -11,6 +11,18 @@ const colours = ['#1f77b4', '#e4572e', '#3a9d5d', '#8e63ce', '#b8860b'];
 /** Percentiles with a line of their own. */
 const marks = [0, 50, 90, 99, 99.9, 99.99];
 
+/** The same as a file of its own, for light and dark pages. */
+export function standalone(path: Path): string {
+  const style = `
+text { font-family: system-ui, sans-serif; fill: #1c2024; font-size: 12px } .axis { fill: #667; font-size: 11px } .grid { stroke: #dde }
+@media (prefers-color-scheme: dark) { text { fill: #e6e8eb } .axis { fill: #9aa3ad } .grid { stroke: #2c3238 } }
+`;
+  return `${plot(path).replace(
+    /^<svg ([^>]*)>/,
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" $1>\n<style>${style}</style>`,
+  )}\n`;
+}
+
 export function plot({ path, contenders }: Path): string {
   const values = contenders.flatMap(({ cdf }) => cdf.map(([ns]) => ns)).filter((ns) => ns > 0);
   const low = Math.min(...values);

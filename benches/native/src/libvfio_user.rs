@@ -4,10 +4,11 @@
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::Ordering;
 
 use libloading::{Library, Symbol};
 
+use crate::round_trip::WORD;
 use crate::Result;
 
 /// Names the shared library.
@@ -50,8 +51,6 @@ type Setup = unsafe extern "C" fn(
     c_int,
     u64,
 ) -> c_int;
-
-static WORD: AtomicU16 = AtomicU16::new(0);
 
 extern "C" fn bar0(_: Context, bytes: *mut c_char, count: usize, at: i64, write: bool) -> isize {
     if write && count == 2 && at == 16 {

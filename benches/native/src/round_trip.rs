@@ -2,11 +2,13 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use retrovf_pci::{MappedWord, NotifyTarget, SharedMemory};
 use retrovf_softnic::{Config, SoftNic, Uplink};
+use retrovf_vfio_user::wire::NO_REPLY;
 use retrovf_vfio_user::{
     ControlAccess, ControlPlane, DeviceConfig, ServedDevice, Server, ServerOptions,
 };
@@ -38,6 +40,12 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Value>> {
             "32 REGION_WRITE without reply in one send, and one with",
             Placement::OneCpu,
             What::Posted,
+        ),
+        (
+            "vfio-user posted one-way",
+            "a REGION_WRITE without reply, to the store in the notify word, on two CPUs",
+            Placement::Across,
+            What::OneWay,
         ),
     ] {
         let mut contenders: Vec<Box<dyn Contender>> = vec![
@@ -76,7 +84,15 @@ enum What {
     RoundTrip,
     Spinning,
     Posted,
+    OneWay,
 }
+
+/// The notify word of servers that are no RetroVF.
+pub(crate) static WORD: AtomicU16 = AtomicU16::new(0);
+/// What the word holds before a kick of queue 0.
+const NOTHING: u16 = 0xffff;
+/// A kick that takes longer is lost.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A client, and the server that it talks to.
 struct Requests {
@@ -84,14 +100,19 @@ struct Requests {
     notifier: Notifier,
     what: What,
     thread: u32,
-    _server: Serving,
+    server: Serving,
 }
 
 /// What keeps a server up.
-#[expect(dead_code, reason = "held for its drop")]
 enum Serving {
-    RetroVf(Server, SoftNic),
-    Thread(std::thread::JoinHandle<()>),
+    RetroVf {
+        word: Arc<SharedMemory>,
+        _server: Server,
+        _nic: SoftNic,
+    },
+    Thread {
+        _thread: std::thread::JoinHandle<()>,
+    },
 }
 
 impl Requests {
@@ -133,7 +154,11 @@ impl Requests {
             notifier,
             what,
             thread,
-            Serving::RetroVf(server, nic),
+            Serving::RetroVf {
+                word: Arc::new(memory),
+                _server: server,
+                _nic: nic,
+            },
         )
     }
 
@@ -150,7 +175,7 @@ impl Requests {
             return Ok(None);
         };
         let name = match what {
-            What::RoundTrip | What::Posted => "libvfio-user",
+            What::RoundTrip | What::Posted | What::OneWay => "libvfio-user",
             What::Spinning => "libvfio-user, sleeping",
         };
         Self::spawned(name, placement, what, run, || Notifier::connect(&path)).map(Some)
@@ -187,7 +212,8 @@ impl Requests {
                 Ok(thread.spawn(run)?)
             })
         })?;
-        Self::new(name, connect()?, what, thread, Serving::Thread(handle))
+        let server = Serving::Thread { _thread: handle };
+        Self::new(name, connect()?, what, thread, server)
     }
 
     fn new(
@@ -206,8 +232,32 @@ impl Requests {
             notifier,
             what,
             thread,
-            _server: server,
+            server,
         })
+    }
+}
+
+impl Requests {
+    fn word(&self) -> Result<u16> {
+        Ok(match &self.server {
+            Serving::RetroVf { word, .. } => word.load_u16(0)?,
+            Serving::Thread { .. } => WORD.load(Ordering::Acquire),
+        })
+    }
+
+    fn one_way(&mut self) -> Result<Duration> {
+        match &self.server {
+            Serving::RetroVf { word, .. } => word.store_u16(0, NOTHING)?,
+            Serving::Thread { .. } => WORD.store(NOTHING, Ordering::Release),
+        }
+        let start = Instant::now();
+        self.notifier.post()?;
+        while self.word()? == NOTHING {
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{} lost a kick", self.name).into());
+            }
+        }
+        Ok(start.elapsed())
     }
 }
 
@@ -220,6 +270,7 @@ impl Contender for Requests {
         match self.what {
             What::RoundTrip | What::Spinning => self.notifier.round_trip(),
             What::Posted => self.notifier.posted(),
+            What::OneWay => self.one_way(),
         }
     }
 
@@ -254,8 +305,14 @@ fn pong(mut stream: UnixStream) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
             Err(_) => return,
         }
-        // One alone, or the last of a batch.
-        if have == NOTIFY_SIZE || have == batch {
+        WORD.store(0, Ordering::Release);
+        // One alone, or the last of a batch. A reply that nobody reads would fill the socket.
+        let posted = buffer
+            .get(8)
+            .is_some_and(|flags| flags & NO_REPLY as u8 != 0);
+        if have == NOTIFY_SIZE && posted {
+            have = 0;
+        } else if have == NOTIFY_SIZE || have == batch {
             have = 0;
             if stream.write_all(&reply).is_err() {
                 return;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::Ordering;
 
 use vfio_bindings::bindings::vfio::{
     vfio_region_info, VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
@@ -11,9 +11,10 @@ use vfio_bindings::bindings::vfio::{
 };
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, Server, ServerBackend, ServerRegion};
 
+use crate::round_trip::WORD;
 use crate::Result;
 
-struct Word(AtomicU16);
+struct Word;
 
 impl ServerBackend for Word {
     fn region_read(&mut self, _: u32, _: u64, data: &mut [u8]) -> io::Result<()> {
@@ -24,7 +25,7 @@ impl ServerBackend for Word {
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         if let (0, 16, &[low, high]) = (region, offset, data) {
             let queue = u16::from_le_bytes([low, high]);
-            self.0.store(queue, Ordering::Release);
+            WORD.store(queue, Ordering::Release);
         }
         Ok(())
     }
@@ -77,6 +78,6 @@ pub(crate) fn server(path: &Path) -> Result<impl FnOnce() + Send + 'static> {
     let server = Server::new(path, true, Vec::new(), regions)?;
     Ok(move || {
         // Ends when the client has left, which the server reports as a failure to read.
-        let _ = server.run(&mut Word(AtomicU16::new(0)));
+        let _ = server.run(&mut Word);
     })
 }
