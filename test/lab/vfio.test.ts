@@ -16,7 +16,7 @@ const backend = test.macro({
       const l1 = await bootL1(s, { kernel, iommufd: way === 'cdev', script });
       await l1.said('LAB done=', 420);
       inner.regex(l1.one('kernel', 'LAB'), release);
-      allPassed(inner, l1, 12);
+      allPassed(inner, l1, 13);
       // Ten thousand kicks went from the guest's eventfds to the device within the kernel.
       inner.regex(l1.one('kicks'), /^10000 .* wakeups=0$/);
       await l1.done(60);
