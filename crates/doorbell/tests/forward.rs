@@ -105,6 +105,41 @@ fn a_busy_queue_does_not_keep_the_kicks_of_another_waiting() {
 }
 
 #[test]
+fn queues_that_take_turns_in_kicking_for_long_are_all_heard_also_after_a_sleep() {
+    let spin = Duration::from_micros(200);
+    for mode in [Mode::Busy, Mode::Adaptive { spin }] {
+        let engine = Engine::with(EngineOptions { mode, cpu: None }).unwrap();
+        let device = Arc::new(Device::default());
+        let queues = [0, 1, 2].map(|queue| forward(&engine, &device, queue));
+        let heard = |queue: usize, (forward, _): &(Forward, Arc<AtomicU64>)| {
+            let work = device.work[queue].fetch_add(1, Ordering::Relaxed) + 1;
+            kick(forward.fd());
+            eventually(|| device.seen[queue].load(Ordering::Relaxed) == work)
+        };
+        for round in 0..30 {
+            for (queue, entry) in queues.iter().enumerate() {
+                // Short and long enough for the engine to give a queue its attention alone.
+                for _ in 0..[1, 15, 40][(round + queue) % 3] {
+                    assert!(
+                        heard(queue, entry),
+                        "{mode:?}: queue {queue} in round {round}"
+                    );
+                }
+            }
+            // Longer than an adaptive thread stays awake; the queue that had its attention kicks first.
+            thread::sleep(4 * spin);
+            assert!(heard(2, &queues[2]), "{mode:?}: asleep in round {round}");
+        }
+        // One that had the engine's attention goes; its place goes to another.
+        let [first, second, third] = queues;
+        assert!((0..100).all(|_| heard(2, &third)));
+        drop(third);
+        let fourth = forward(&engine, &device, 3);
+        assert!(heard(3, &fourth) && heard(0, &first) && heard(1, &second));
+    }
+}
+
+#[test]
 fn the_thread_runs_on_the_cpu_that_was_asked_for() {
     let cpus = rustix::thread::sched_getaffinity(None).unwrap();
     let last = (0..rustix::thread::CpuSet::MAX_CPU)
