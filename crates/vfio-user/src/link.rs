@@ -43,6 +43,8 @@ struct Call {
     reply: Option<(Header, Vec<u8>)>,
 }
 
+/// Between two attempts to send to a client whose socket is full.
+const FLUSH: Duration = Duration::from_millis(1);
 /// Calls at once; the device has a handful of threads.
 const MAX_CALLS: usize = 256;
 /// Where the data begins in the payload by the specification, and as QEMU 10.2 has it.
@@ -125,9 +127,12 @@ impl Link {
             if answered || over || left.is_zero() {
                 break;
             }
+            // The session may be in a receive, and does not learn that the socket was full.
+            self.output.flush();
+            let wait = if self.output.waiting() { FLUSH } else { left };
             calls = self
                 .changed
-                .wait_timeout(calls, left)
+                .wait_timeout(calls, wait.min(left))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }

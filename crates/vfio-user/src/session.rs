@@ -27,9 +27,13 @@ const MAX_PARKED: usize = 4 << 20;
 ///
 /// While nothing is under way the thread blocks in `recvmsg` itself, so that a kick costs two system
 /// calls here: receive and reply; also behind a control access, whose time limits the receive. It
-/// polls instead while something else can happen: messages that wait for a control access, output that
-/// the client does not read, or memory of the client that the device's threads reach through this
-/// socket.
+/// polls instead while something else can happen: messages that wait for a control access, or output
+/// that the client does not read.
+///
+/// Requests of the device's threads to the client are no reason to poll. QEMU has memory that is
+/// reached by them (ROMs come without a file), and would have each kick take one more system call.
+/// Whoever calls flushes its own request ([`Link`]); what is left of one that was given up goes out
+/// when the limited receive ends.
 pub(crate) struct Session {
     pub(crate) receiver: Receiver,
     pub(crate) core: Core,
@@ -51,7 +55,8 @@ pub(crate) struct Core {
     pub(crate) files: MemoryFiles,
     /// A receive that waits ends after the time of a control access.
     limited: bool,
-    /// The client has mapped memory that is reached by messages.
+    /// The client has mapped memory that is reached by messages: there may be output that the session
+    /// has not sent.
     pub(crate) remote_memory: bool,
     /// The client has mapped memory that is reached by a file.
     pub(crate) shares_memory: bool,
@@ -174,13 +179,13 @@ impl Session {
         if !busy && !core.parked.is_empty() {
             return Ok(true);
         }
-        if !busy && !core.remote_memory {
+        if !busy && (!core.remote_memory || core.limit_receive(true)) {
             let socket = core.link.output.socket();
             let received = match core.timing.spin {
                 Duration::ZERO => receiver.receive(socket, true),
                 spin => look(receiver, socket, spin),
             };
-            if received == Ok(Received::Nothing) {
+            if received == Ok(Received::Nothing) && !core.remote_memory {
                 // Nobody waits for a time to pass: an idle session sleeps for good.
                 core.limit_receive(false);
             }
@@ -267,7 +272,6 @@ impl Core {
         self.pending.is_some_and(|(_, at, ..)| all_time(at))
             && self.parked.is_empty()
             && !receiver.has_unread()
-            && !self.remote_memory
             && !self.link.output.waiting()
     }
 

@@ -41,9 +41,22 @@ impl ClientMemory for Memory {
     }
 }
 
+/// Ends the client's side also when the device's panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Runs the device's side while the client serves its memory.
 fn with_memory(size: usize, device: impl FnOnce(&Rig) + Send) {
-    let rig = Rig::new(Setup::default());
+    let rig = Rig::new(Setup {
+        // The session looks around only after such a time; nothing here may wait for that.
+        access_timeout: Duration::from_secs(30),
+        ..Setup::default()
+    });
     let memory = Arc::new(Memory(Mutex::new((0..size).map(|i| i as u8).collect())));
     let options = ClientOptions {
         memory: Some(memory.clone()),
@@ -59,8 +72,8 @@ fn with_memory(size: usize, device: impl FnOnce(&Rig) + Send) {
                 client.serve(Duration::from_millis(20)).unwrap();
             }
         });
+        let _done = Done(&done);
         device(&rig);
-        done.store(true, Ordering::SeqCst);
     });
 }
 
@@ -179,6 +192,22 @@ fn a_client_that_does_not_answer_or_leaves_is_waited_for_no_longer_than_2_second
     });
     // Not by the deadline, which is 2 seconds.
     assert!(start.elapsed() < Duration::from_millis(1800));
+}
+
+#[test]
+fn a_request_that_was_given_up_half_sent_still_goes_out_whole() {
+    let rig = Rig::new(Setup {
+        access_timeout: Duration::from_millis(500),
+        ..Setup::default()
+    });
+    let mut client = rig.client();
+    client.dma_map(BASE, MAX_DATA as u64, RW, None).unwrap();
+    // More than the socket takes from a client that does not read.
+    assert!(rig.recorder.dma.write(BASE, &vec![7; MAX_DATA]).is_err());
+    let request = client.receive_raw().unwrap();
+    assert_eq!(request.header.command, Command::DMA_WRITE);
+    assert_eq!(request.payload.len(), 16 + MAX_DATA);
+    client.device_info().unwrap();
 }
 
 #[test]
