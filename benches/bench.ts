@@ -7,7 +7,7 @@ import { dirname, join, resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { build } from './build.js';
+import { build, buildPackage } from './build.js';
 import type { Scale } from './js/scale.js';
 import type { Path } from './js/series.js';
 import { machine } from './report/machine.js';
@@ -29,7 +29,8 @@ Options:
 Environment:
   LIBVFIO_USER   A libvfio-user.so to measure beside; without it that peer is left out
 
-As root, with the pieces of the lab (test/lab/setup.sh), it measures kicks of a guest too.
+With the pieces of the guests (test/guest/setup.sh) it measures whole guests too; as root, with those of
+the lab (test/lab/setup.sh), kicks of a guest beside the kernel's driver.
 `;
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -51,6 +52,7 @@ async function main(): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'retrovf-bench-'));
   try {
     const { addon, native } = await build(folder);
+    if (!quick) await buildPackage();
     const before = machine();
     const flags = quick ? ['--quick'] : [];
     const script = join(root, 'target/bench/benches/js/main.js');
@@ -61,7 +63,7 @@ async function main(): Promise<void> {
       ['taskset', '-c', '0', ...javascript('one-cpu')],
       [native, ...flags],
       javascript('scale'),
-      ...(quick ? [] : [[process.execPath, '--import=tsx', join(root, 'benches/lab/main.ts')]]),
+      ...(quick ? [] : ['guest', 'lab'].map(withGuests)),
     ];
     const paths: Path[] = [];
     const skipped: string[] = [];
@@ -82,6 +84,12 @@ async function main(): Promise<void> {
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
+}
+
+/** They run the package as it is shipped. */
+function withGuests(folder: string): string[] {
+  const plain = ['env', '-u', 'NAPI_RS_NATIVE_LIBRARY_PATH'];
+  return [...plain, process.execPath, '--import=tsx', join(root, 'benches', folder, 'main.ts')];
 }
 
 interface Result {

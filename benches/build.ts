@@ -24,3 +24,8 @@ export async function build(folder: string): Promise<{ addon: string; native: st
   await copyFile(join(target, 'libretrovf_bench_addon.so'), addon);
   return { addon, native: join(target, 'retrovf-bench') };
 }
+
+/** The package as it is shipped, for guests. */
+export async function buildPackage(): Promise<void> {
+  await promisify(execFile)('npm', ['run', '--silent', 'build'], { cwd: root });
+}

@@ -18,8 +18,6 @@ function obstacle(): string | undefined {
 async function measured() {
   const reason = obstacle();
   if (reason !== undefined) return { paths: [], skipped: [`${name}: ${reason}`] };
-  // L1 has the package in it, not the checkout.
-  spawnSync('npm', ['run', '--silent', 'build'], { cwd: root, stdio: ['ignore', 2, 2] });
   try {
     prepare([kernel]);
     return { paths: [await measureKicks()] };

@@ -8,7 +8,7 @@
 #   $RETROVF_CACHE/initrd.cpio  busybox, those modules and image/
 #
 # Run it again at any time: finished pieces are kept, and an interruption costs
-# one piece.
+# one piece.  With --ready it makes nothing, and tells whether all is there.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 lab="guest lab"
@@ -30,6 +30,7 @@ initrd_key=$(key_of "$root_key" "$kernel_key" \
 if is root "$root_key" && is kernel "$kernel_key" && is initrd.cpio "$initrd_key"
 then say "ready in $cache"; exit 0
 fi
+[ "${1-}" != --ready ] || exit 1
 
 need_tools dpkg-deb:dpkg cpio:cpio xz:xz-utils
 prepare_apt() { open_apt "$kernel_suite" "$qemu_suite" "$qemu_suite-backports"; }

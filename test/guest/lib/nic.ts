@@ -12,6 +12,8 @@ export interface NicOptions {
   msix?: number;
   /** Puts the NIC on a network that serves this folder by TFTP. */
   tftp?: string;
+  /** Puts the NIC on this network, a socket as `startNetwork` makes them. */
+  network?: string;
 }
 
 export type NicSettings = NicOptions & Required<Pick<NicOptions, 'vfs' | 'presentation'>>;

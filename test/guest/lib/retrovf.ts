@@ -26,8 +26,8 @@ function parseServed(line: string): Served[] {
 }
 
 export async function startRetroVf(scene: Scene, settings: NicSettings): Promise<Port[]> {
-  const uplink =
-    settings.tftp === undefined ? 'gateway' : `unix:${await startNetwork(scene, settings.tftp)}`;
+  const network = settings.network ?? (settings.tftp && (await startNetwork(scene, settings.tftp)));
+  const uplink = network === undefined ? 'gateway' : `unix:${network}`;
   const sockets: string[] = [];
   const args = [
     'serve',
