@@ -88,24 +88,30 @@ impl Kicks {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(time.subsec_nanos()),
         });
-        let own = PollFd::new(&self.event, PollFlags::IN);
+        let mut own = [PollFd::new(&self.event, PollFlags::IN)];
+        let mut woken = false;
         // Failures other than an interruption would mean wrong arguments; the caller's loop looks
         // at its bits in any case.
         match other {
             Some((fd, flags)) => {
+                let [own] = own;
                 let mut fds = [own, PollFd::from_borrowed_fd(fd, flags)];
                 if poll(&mut fds, timeout.as_ref()).is_ok() {
+                    woken = !fds[0].revents().is_empty();
                     ready = fds[1].revents();
                 }
             }
             None if work => {}
             None => {
-                let _ = poll(&mut [own], timeout.as_ref());
+                let _ = poll(&mut own, timeout.as_ref());
+                woken = !own[0].revents().is_empty();
             }
         }
         self.asleep.store(false, SeqCst);
-        // Empty already if nobody woke us.
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        // A wake-up that comes only now ends the next sleep.
+        if woken {
+            let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        }
         ready
     }
 

@@ -5,8 +5,9 @@
 //! costs the others nothing.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::kicks::{Kicks, INBOX};
@@ -34,7 +35,14 @@ pub(crate) struct Port {
     /// Lanes in use.
     lanes: AtomicU16,
     kicks: Arc<Kicks>,
+    outlet: OnceLock<Arc<dyn Outlet>>,
     pub(crate) dropped: AtomicU64,
+}
+
+/// Lets whoever brings frames take them on, where that never waits: one thread less to wake.
+pub(crate) trait Outlet: fmt::Debug + Send + Sync {
+    /// Takes all frames out of the inbox; false if some have to be left to the port's thread.
+    fn take(&self, port: &Port) -> bool;
 }
 
 /// Frames that wait for the port's thread, one lane for each receive queue.
@@ -65,8 +73,14 @@ impl Port {
             }),
             lanes: AtomicU16::new(1),
             kicks,
+            outlet: OnceLock::new(),
             dropped: AtomicU64::new(0),
         }
+    }
+
+    /// Before the port is attached to a switch.
+    pub(crate) fn set_outlet(&self, outlet: Arc<dyn Outlet>) {
+        let _ = self.outlet.set(outlet);
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -82,6 +96,7 @@ impl Port {
         self.lanes.store(lanes.max(1), Relaxed);
     }
 
+    /// [`Port::settle`] is to follow.
     fn deliver(&self, frame: &Frame) {
         let lanes = self.lanes.load(Relaxed);
         let lane = if lanes > 1 {
@@ -102,7 +117,19 @@ impl Port {
             inbox.frames += 1;
             inbox.bytes += frame.len();
         }
-        self.kicks.raise(INBOX);
+        if self.outlet.get().is_none() {
+            self.kicks.raise(INBOX);
+        }
+    }
+
+    /// After frames were delivered, perhaps to this port.
+    fn settle(&self) {
+        let Some(outlet) = self.outlet.get() else {
+            return;
+        };
+        if lock(&self.inbox).frames > 0 && !outlet.take(self) {
+            self.kicks.raise(INBOX);
+        }
     }
 
     /// The first frames of a lane, which stay in it.
@@ -218,6 +245,7 @@ impl Switch {
                     .for_each(|port| port.deliver(frame)),
             }
         }
+        ports.iter().for_each(|port| port.settle());
     }
 
     /// Notes where `source` is and says where `destination` is.

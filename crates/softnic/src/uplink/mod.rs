@@ -41,7 +41,8 @@ impl UplinkThread {
             Uplink::None => return Ok(None),
             Uplink::Gateway => Box::new(gateway::run),
             Uplink::Unix(path) => {
-                let peer = unix::Peer::new(&path)?;
+                let peer = Arc::new(unix::Peer::new(&path)?);
+                port.set_outlet(Arc::clone(&peer) as _);
                 Box::new(move |switch, port| unix::run(&peer, switch, port))
             }
             Uplink::Tap(name) => {

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -12,13 +13,16 @@ use rustix::net::{
 };
 
 use super::BATCH;
-use crate::switch::{Frame, Port, Switch, MAX_FRAME};
+use crate::switch::{Frame, Outlet, Port, Switch, MAX_FRAME};
+use crate::sync::lock;
 use crate::Error;
 
-/// Where to connect to.
+/// Where to connect to, and the sending half of the connection.
+#[derive(Debug)]
 pub(super) struct Peer {
     address: SocketAddrUnix,
     name: String,
+    sender: Mutex<Option<Sender>>,
 }
 
 impl Peer {
@@ -27,19 +31,50 @@ impl Peer {
             reason: "the uplink's path is too long for a socket",
         })?;
         let name = path.display().to_string();
-        Ok(Self { address, name })
+        Ok(Self {
+            address,
+            name,
+            sender: Mutex::default(),
+        })
     }
 
-    fn connect(&self) -> rustix::io::Result<Link> {
+    fn connect(&self) -> rustix::io::Result<Receiver> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         connect(&socket, &self.address)?;
-        Ok(Link {
-            socket,
+        let socket = Arc::new(socket);
+        *lock(&self.sender) = Some(Sender {
+            socket: Arc::clone(&socket),
             output: Vec::new(),
             sent: 0,
+        });
+        Ok(Receiver {
+            socket,
             input: Vec::new(),
         })
+    }
+
+    /// Sends what the socket takes; false if something is left.
+    fn send(&self, port: &Port) -> Result<bool, Loss> {
+        match &mut *lock(&self.sender) {
+            Some(sender) => sender.send(port),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Outlet for Peer {
+    fn take(&self, port: &Port) -> bool {
+        let mut sender = match self.sender.try_lock() {
+            Ok(sender) => sender,
+            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+            // Somebody sends, but perhaps not what has come since.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        // Without a connection, with a full socket or a failure, the thread has something to do.
+        sender
+            .as_mut()
+            .is_some_and(|sender| sender.send(port) == Ok(true))
     }
 }
 
@@ -72,39 +107,48 @@ pub(super) fn run(peer: &Peer, switch: &Switch, port: &Port) {
             delay = (delay * 2).min(LAST_DELAY);
             continue;
         };
-        let moved = open.send(port).and_then(|()| open.receive());
+        let moved = peer.send(port).and_then(|all| Ok((all, open.receive()?)));
         match moved {
-            Ok(frames) => {
+            Ok((all, frames)) => {
                 if !frames.is_empty() {
                     delay = FIRST_DELAY;
                 }
                 switch.forward(port, &frames);
-                let fd = (open.socket.as_fd(), open.interest());
-                port.kicks().sleep(Some(fd), None);
+                let mut interest = PollFlags::IN;
+                interest.set(PollFlags::OUT, !all);
+                port.kicks()
+                    .sleep(Some((open.socket.as_fd(), interest)), None);
             }
             Err(reason) => {
                 log::warn!("The uplink lost {}: {reason}", peer.name);
+                *lock(&peer.sender) = None;
                 link = None;
             }
         }
     }
 }
 
-/// A connection, with what is half sent and half received.
-struct Link {
-    socket: OwnedFd,
+/// The receiving half of a connection, with what is half received.
+struct Receiver {
+    socket: Arc<OwnedFd>,
+    input: Vec<u8>,
+}
+
+/// The sending half, with what is half sent.
+#[derive(Debug)]
+struct Sender {
+    socket: Arc<OwnedFd>,
     output: Vec<u8>,
     sent: usize,
-    input: Vec<u8>,
 }
 
 /// Output that is collected before the socket has to take some.
 const MAX_OUTPUT: usize = 256 << 10;
 const LENGTH: usize = 4;
 
-impl Link {
-    /// Sends what the socket takes.
-    fn send(&mut self, port: &Port) -> Result<(), Loss> {
+impl Sender {
+    /// Sends what the socket takes; false if something is left.
+    fn send(&mut self, port: &Port) -> Result<bool, Loss> {
         loop {
             while self.output.len() - self.sent < MAX_OUTPUT {
                 let Some(frame) = port.pop() else {
@@ -118,7 +162,7 @@ impl Link {
             if rest.is_empty() {
                 self.output.clear();
                 self.sent = 0;
-                return Ok(());
+                return Ok(true);
             }
             match send(&self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(n) => self.sent += n,
@@ -126,13 +170,15 @@ impl Link {
                 Err(Errno::AGAIN) => {
                     self.output.drain(..self.sent);
                     self.sent = 0;
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(errno) => return Err(Loss::Failed(errno)),
             }
         }
     }
+}
 
+impl Receiver {
     /// Receives some frames, if there are any.
     fn receive(&mut self) -> Result<Vec<Frame>, Loss> {
         let mut frames = Vec::new();
@@ -140,22 +186,20 @@ impl Link {
         while frames.len() < BATCH {
             match rustix::io::read(&self.socket, &mut chunk) {
                 Ok(0) => return Err(Loss::Closed),
-                Ok(n) => self.input.extend(chunk.iter().take(n)),
-                Err(Errno::INTR) => continue,
+                Ok(n) => {
+                    self.input.extend(chunk.iter().take(n));
+                    take_frames(&mut self.input, &mut frames)?;
+                    if n < chunk.len() {
+                        // That was all.
+                        break;
+                    }
+                }
+                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(errno) => return Err(Loss::Failed(errno)),
             }
-            take_frames(&mut self.input, &mut frames)?;
         }
         Ok(frames)
-    }
-
-    fn interest(&self) -> PollFlags {
-        if self.output.is_empty() {
-            PollFlags::IN
-        } else {
-            PollFlags::IN | PollFlags::OUT
-        }
     }
 }
 
@@ -179,7 +223,7 @@ fn take_frames(input: &mut Vec<u8>, frames: &mut Vec<Frame>) -> Result<(), Loss>
 }
 
 /// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Loss {
     #[error("it closed the connection")]
     Closed,
