@@ -36,6 +36,10 @@ pub(crate) struct Scratch {
 pub(crate) struct Served {
     /// There is more to do now.
     pub(crate) again: bool,
+    /// Chains were given back.
+    pub(crate) worked: bool,
+    /// The driver was not asked to notify, nor told of all that was done: serve the queue again.
+    pub(crate) lingers: bool,
     /// The device was halted under the batch: wait before doing it again.
     pub(crate) halted: bool,
     /// To be signalled once no lock is held.
@@ -66,8 +70,20 @@ enum Next {
     Idle,
 }
 
+/// Whether a queue of frames from the driver asks for notifications when it is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// As ever: before the thread sleeps.
+    Listen,
+    /// Not yet: somebody looks at the queue again soon. Interrupts are moderated meanwhile.
+    Linger,
+}
+
+/// Chains given back to a driver that lingering does not tell of.
+const UNTOLD: u16 = 16;
+
 /// Serves a queue once.
-pub(crate) fn serve(device: &Device, queue: u16, scratch: &mut Scratch) -> Served {
+pub(crate) fn serve(device: &Device, queue: u16, manner: Manner, scratch: &mut Scratch) -> Served {
     let mut served = Served::default();
     let mut rings = lock(&device.rings);
     let Some(view) = device.view(queue) else {
@@ -96,7 +112,13 @@ pub(crate) fn serve(device: &Device, queue: u16, scratch: &mut Scratch) -> Serve
         }
     };
     commit(device, &view, &batch, scratch);
-    match settle(device, ring, &view, &batch) {
+    served.worked = batch.used > 0;
+    served.lingers =
+        manner == Manner::Linger && view.role == Role::Transmit && batch.next == Next::Listen;
+    if served.lingers && ring.untold() < UNTOLD {
+        return served;
+    }
+    match settle(device, ring, &view, &batch, served.lingers) {
         Ok((again, interrupt)) => (served.again, served.interrupt) = (again, interrupt),
         // What was published stays published; the next batch finds the same error, if it is one.
         Err(error) => {
@@ -142,9 +164,11 @@ fn settle(
     ring: &mut Ring,
     view: &QueueView,
     batch: &Batch,
+    lingers: bool,
 ) -> Result<(bool, Option<Interrupt>)> {
     let again = match batch.next {
         Next::Again => true,
+        Next::Listen if lingers => false,
         Next::Listen => ring.enable_notify(&device.dma)?,
         Next::Idle => false,
     };

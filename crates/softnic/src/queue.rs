@@ -240,6 +240,11 @@ impl Ring {
         Ok(wanted)
     }
 
+    /// Chains given back since the driver was last told, or found not to care.
+    pub(crate) fn untold(&self) -> u16 {
+        self.next_used.wrapping_sub(self.signalled.unwrap_or(0))
+    }
+
     fn is_empty(&self, dma: &DmaSpace) -> Result<bool> {
         Ok(dma.load_u16(self.avail.wrapping_add(2))? == self.next_avail)
     }
