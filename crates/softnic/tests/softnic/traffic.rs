@@ -1,5 +1,7 @@
 //! Frames between functions, and the features that change how they travel.
 
+use std::time::{Duration, Instant};
+
 use retrovf_pci::QueueIndex;
 use retrovf_softnic::{Config, SoftNic};
 use retrovf_spec::virtio::feature;
@@ -184,6 +186,52 @@ fn event_idx_suppresses_interrupts_until_the_index_asked_for() {
         }
     }
     assert!(interrupts > 2000);
+}
+
+#[test]
+fn a_driver_that_goes_on_sending_need_not_notify_and_is_told_once() {
+    const ROUNDS: u16 = 200;
+    let nic = vfs(1);
+    let dut = Dut::open(&nic, nic.members()[0]);
+    let fds = dut.msix(2);
+    let mut net = modern(&dut, EVENT_IDX, (4, 2048));
+    let used_event = net.tx.avail + 4 + 2 * 64;
+    let avail_event = net.tx.used + 4 + 8 * 64;
+    let sent = frame(BROADCAST, A, 60);
+    let (mut unasked, mut interrupts) = (0, 0);
+    for round in 0..ROUNDS {
+        let index = 2 * round;
+        dut.store(used_event, index);
+        net.queue(&sent);
+        net.bell.ring(QueueIndex(1));
+        while net.tx.used(&dut).is_none() {
+            std::thread::yield_now();
+        }
+        // Another frame, as soon as a guest has one.
+        let soon = Instant::now() + Duration::from_micros(50);
+        while Instant::now() < soon {
+            std::hint::spin_loop();
+        }
+        dut.store(used_event, index + 1);
+        net.queue(&sent);
+        if dut.load(avail_event) == index + 1 {
+            net.bell.ring(QueueIndex(1));
+        } else {
+            unasked += 1;
+        }
+        net.tx.wait(&dut);
+        // A driver that sends no more is told, and asked to notify again.
+        eventually("avail_event", || {
+            (dut.load(avail_event) == index + 2).then_some(())
+        });
+        eventually("an interrupt", || {
+            interrupts += fired(&fds[1]);
+            (interrupts > u64::from(round)).then_some(())
+        });
+    }
+    assert!(unasked > ROUNDS / 10, "{unasked} of {ROUNDS} unasked");
+    let most = u64::from(2 * ROUNDS - ROUNDS / 10);
+    assert!(interrupts < most, "{interrupts} interrupts");
 }
 
 #[test]
