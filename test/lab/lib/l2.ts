@@ -2,6 +2,7 @@
 
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import type { ExecutionContext } from 'ava';
 import { archive, type ArchiveFile } from './cpio.js';
 import type { L1 } from './l1.js';
@@ -41,6 +42,11 @@ export async function l2Files(
   );
   return [
     ...qemu.flat(),
+    {
+      path: 'l2/run',
+      content: await readFile(fileURLToPath(new URL('../l2/run.sh', import.meta.url))),
+      mode: 0o755,
+    },
     { path: 'l2/vmlinuz', content: await readFile(lab.vmlinuz(kernel)) },
     {
       path: 'l2/initrd',
@@ -61,8 +67,10 @@ export const assigned = (bdf: string, properties = ''): string =>
 
 /** A line of shell that runs L2 with devices; its words are those of the guest: `GUEST key=value`. */
 export function l2Command(devices: readonly string[], steps: readonly string[] = network): string {
-  const append = `console=ttyS0 quiet panic=-1 no_timer_check virtio_pci.force_legacy=1 guest=${steps.join()}`;
+  // Before it has its console, a kernel that dies says so by earlyprintk only.
+  const append = `console=ttyS0 earlyprintk=ttyS0 quiet panic=-1 no_timer_check virtio_pci.force_legacy=1 guest=${steps.join()}`;
   const args = [
+    '/l2/run',
     ...qemuCommand('/l2'),
     '-nodefaults',
     '-display',
@@ -88,7 +96,7 @@ export function l2Command(devices: readonly string[], steps: readonly string[] =
     '-serial',
     'stdio',
   ];
-  return `${args.map((word) => `'${word}'`).join(' ')} ${devices.join(' ')} < /dev/null`;
+  return `${args.map((word) => `'${word}'`).join(' ')} ${devices.join(' ')}`;
 }
 
 /** The guest took the VF as a legacy device and has a network through it. */
