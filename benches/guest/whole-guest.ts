@@ -12,7 +12,7 @@ import { Streams } from './streams.js';
 
 export const name = 'whole guest';
 
-const rounds = 5;
+const rounds = 3;
 const echoes = 1_000;
 const streams = 4;
 const mebibytes = { out: 2, in: 8 };
