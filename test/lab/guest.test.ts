@@ -20,7 +20,7 @@ test(
       files: await l2Files(kernel),
       script: l2Command([assigned('$VF')]),
     });
-    await l1.done(300);
+    await l1.done(500);
     legacyGuestIsWell(t, l1);
   }),
 );
@@ -45,7 +45,7 @@ wait $server || status=1
 return $status
 `,
     });
-    await l1.done(300);
+    await l1.done(500);
     legacyGuestIsWell(t, l1);
   }),
 );

@@ -47,7 +47,7 @@ const kicks = ({ properties, under, through, doorbells, kicks: expected }: Case)
       script: `
 cd /tmp
 ${serve(`"$VF" --socket /tmp/vf.sock --metrics ${metrics}`, under === undefined ? {} : { under })}
-${through === undefined ? '' : `${through} /tmp/vf.sock ${socket} & until [ -S ${socket} ]; do usleep 50000; done`}
+${through === undefined ? '' : `while rm -f ${socket}; do ${through} /tmp/vf.sock ${socket}; done & until [ -S ${socket} ]; do usleep 50000; done`}
 ${l2Command([served(socket, properties)])} &
 guest=$!
 while kill -0 $guest 2> /dev/null; do
@@ -64,7 +64,7 @@ wait $server || status=1
 return $status
 `,
     });
-    await l1.done(300);
+    await l1.done(500);
     legacyGuestIsWell(t, l1);
     for (const [way, some] of Object.entries(doorbells)) {
       const most = Math.max(...l1.all(`doorbells_${way}`).map(Number));

@@ -1,12 +1,24 @@
 #!/bin/sh
-# run QEMU...: runs a guest, and again if its machine ended before the guest said
-# a word: under nested KVM on an emulated CPU a kernel dies early now and then,
-# long before it looks at a device, whichever driver that has in L1.
+# run QEMU...: runs a guest, and again if it said no word in its first 90 seconds:
+# under nested KVM on an emulated CPU a kernel dies or stands still early now and
+# then, long before it looks at a device, whichever driver that has in L1.
 said=/tmp/l2.$$
+mkfifo $said.pipe
+spoke() { grep -q ^GUEST $said 2> /dev/null; }
 for boot in 1 2 3; do
-    { "$@"; echo $? > $said.status; } < /dev/null | tee $said
-    read -r status < $said.status
-    [ "$status" = 0 ] && ! grep -q ^GUEST $said || break
-    echo "l2_died=$boot"
+    tee $said < $said.pipe &
+    tee=$!
+    "$@" < /dev/null > $said.pipe &
+    guest=$!
+    second=0
+    while [ $((second += 1)) -le 90 ] && ! spoke && kill -0 $guest 2> /dev/null; do sleep 1; done
+    killed=
+    spoke || { kill $guest 2> /dev/null && killed=yes; }
+    wait $guest
+    status=$?
+    wait $tee
+    # A QEMU that fails has a reason to tell.
+    spoke || [ "$status" != 0 -a -z "$killed" ] || { echo "l2_died=$boot"; continue; }
+    break
 done
-exit "$status"
+exit $status

@@ -67,8 +67,7 @@ export const assigned = (bdf: string, properties = ''): string =>
 
 /** A line of shell that runs L2 with devices; its words are those of the guest: `GUEST key=value`. */
 export function l2Command(devices: readonly string[], steps: readonly string[] = network): string {
-  // Before it has its console, a kernel that dies says so by earlyprintk only.
-  const append = `console=ttyS0 earlyprintk=ttyS0 quiet panic=-1 no_timer_check virtio_pci.force_legacy=1 guest=${steps.join()}`;
+  const append = `console=ttyS0 quiet panic=-1 no_timer_check virtio_pci.force_legacy=1 guest=${steps.join()}`;
   const args = [
     '/l2/run',
     ...qemuCommand('/l2'),
