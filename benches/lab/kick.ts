@@ -74,7 +74,7 @@ export async function measureKicks(): Promise<Path> {
       ],
       script,
     });
-    await l1.done(500);
+    await l1.done(300);
     requireWays(l1);
     measured = true;
     return { path: name, about, unit: 'ns', contenders: contenders.map(figures(l1)) };

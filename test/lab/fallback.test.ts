@@ -19,7 +19,7 @@ const served = (
 ) =>
   scene(async (t, s) => {
     const l1 = await bootL1(s, { pfProperties, script: node('fallback') });
-    await l1.done(180);
+    await l1.done(360);
     t.log(l1.one('announced'));
     for (const driven of l1.all('driven')) t.log(driven);
     judge(t, JSON.parse(l1.one('announced')) as Announced, l1);
@@ -95,7 +95,7 @@ test(
     await l1.setPf('x-admin-delay-ms', hour);
     await l1.said('phase=trouble', 120);
     await l1.setPf('x-admin-delay-ms', 0);
-    await l1.done(180);
+    await l1.done(360);
     t.true(Number(l1.one('waited_ms')) < 4000, l1.one('waited_ms'));
     t.is(l1.one('pings_in_trouble'), '20');
     t.is(l1.one('features_again'), l1.one('features'));
@@ -111,7 +111,7 @@ test(
     await l1.setPf('x-admin-fail', readCommonConfig);
     await l1.said('phase=trouble', 120);
     await l1.setPf('x-admin-fail', 0);
-    await l1.done(180);
+    await l1.done(360);
     t.is(l1.one('pings_in_trouble'), '20');
     t.is(l1.one('owner_in_trouble'), 'ready');
     t.is(l1.one('features_again'), l1.one('features'));

@@ -43,7 +43,7 @@ for way in group cdev; do
 done
 `,
     });
-    await l1.done(300);
+    await l1.done(500);
     const results = l1.child.lines.all.filter((line) => line.startsWith('test result: '));
     for (const line of l1.child.lines.all) if (/^(test |way=)/.test(line)) t.log(line);
     t.is(results.length, 2);

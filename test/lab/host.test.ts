@@ -25,6 +25,6 @@ test(
     );
     t.is(l1.one('host.failed'), '0');
     t.true(results.length > 30, `${results.length} results`);
-    await l1.done(60);
+    await l1.done(360);
   }),
 );

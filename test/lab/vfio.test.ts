@@ -19,7 +19,7 @@ const backend = test.macro({
       allPassed(inner, l1, 13);
       // Ten thousand kicks went from the guest's eventfds to the device within the kernel.
       inner.regex(l1.one('kicks'), /^10000 .* wakeups=0$/);
-      await l1.done(60);
+      await l1.done(360);
     })(t),
 });
 test(backend, 'trixie-backports', 'group', /^7\./);

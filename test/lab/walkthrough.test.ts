@@ -51,7 +51,7 @@ test(
       pf: 'virtio-pci',
       script: commands.map(step).join(''),
     });
-    await l1.done(300);
+    await l1.done(500);
     const said = (command: string) => {
       const index = commands.findIndex((candidate) => candidate.startsWith(command));
       const lines = l1.file(`step${index}`);

@@ -5,7 +5,7 @@
 mod fixture;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fixture::{eventually, Rig, Setup};
 use retrovf_pci::DmaAccess;
@@ -14,7 +14,7 @@ use retrovf_pci::DmaAccess;
 const RECVMSG: &str = "47";
 
 /// What the kernel tells of the session's thread: the number of the system call that it is in.
-fn system_call(thread: &PathBuf) -> String {
+fn system_call(thread: &Path) -> String {
     let line = fs::read_to_string(thread.join("syscall")).unwrap();
     line.split_whitespace()
         .next()
