@@ -274,9 +274,15 @@ fn a_guest_whose_kicks_are_eventfds_sends_no_message_for_them() {
     let (mut guest, _) = boot(&host, 1, options);
     guest.take_trace();
     guest.dhcp(PATIENCE).unwrap();
-    let report = guest.ping(GATEWAY_ADDRESS, 3, PATIENCE).unwrap();
-    assert_eq!(report.received, 3);
-    assert!(host.kicks(1) >= 5);
+    let before = host.kicks(1);
+    assert!(before > 0);
+    for _ in 0..4 {
+        // Longer than the SoftNIC looks for what follows by itself.
+        std::thread::sleep(Duration::from_millis(20));
+        let report = guest.ping(GATEWAY_ADDRESS, 1, PATIENCE).unwrap();
+        assert_eq!(report.received, 1);
+    }
+    assert!(host.kicks(1) - before >= 4);
     assert_eq!(guest.take_trace(), []);
 }
 
