@@ -23,7 +23,7 @@ async function measured() {
     return { paths: [await measureKicks()] };
   } catch (error) {
     // The other benches have taken minutes.
-    return { paths: [], skipped: [`${name}: ${String(error).split('\n')[0]}`] };
+    return { paths: [], skipped: [`${name}: ${String(error).split('; last lines')[0]}`] };
   }
 }
 
