@@ -92,8 +92,11 @@ export function l2Command(devices: readonly string[], steps: readonly string[] =
     '/l2/initrd',
     '-append',
     append,
+    '-chardev',
+    // run.sh looks into that file.
+    'stdio,id=console,logfile=/tmp/l2.said',
     '-serial',
-    'stdio',
+    'chardev:console',
   ];
   return `${args.map((word) => `'${word}'`).join(' ')} ${devices.join(' ')}`;
 }
