@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises';
 import test from 'ava';
 import { scene } from '../vm/scene.js';
 import { bootL1 } from './lib/l1.js';
-import { l2Command, l2Files, legacyGuestIsWell, served } from './lib/l2.js';
+import { l2Command, l2Files, legacyGuestIsWell, nested, served } from './lib/l2.js';
 import { lab } from './lib/lab.js';
 import { serve } from './lib/program.js';
 
@@ -30,21 +30,22 @@ interface Case {
 
 /** Runs a guest and tells which ways its kicks took, and that they were not lost. */
 const kicks = ({ properties, under, through, doorbells, kicks: expected }: Case) =>
-  scene(async (t, s) => {
-    const tools = [under, through].filter((name) => name !== undefined);
-    const programs = tools.map(async (name) => ({
-      path: `usr/bin/${name}`,
-      content: await readFile(lab.tool(name)),
-      mode: 0o755,
-    }));
-    const socket = through === undefined ? '/tmp/vf.sock' : '/tmp/between.sock';
-    // The guest has the serial line; what is looked at meanwhile is said at the end.
-    const l1 = await bootL1(s, {
-      kernel,
-      vfs: 1,
-      kvm: true,
-      files: [...(await l2Files(kernel)), ...(await Promise.all(programs))],
-      script: `
+  nested(
+    scene(async (t, s) => {
+      const tools = [under, through].filter((name) => name !== undefined);
+      const programs = tools.map(async (name) => ({
+        path: `usr/bin/${name}`,
+        content: await readFile(lab.tool(name)),
+        mode: 0o755,
+      }));
+      const socket = through === undefined ? '/tmp/vf.sock' : '/tmp/between.sock';
+      // The guest has the serial line; what is looked at meanwhile is said at the end.
+      const l1 = await bootL1(s, {
+        kernel,
+        vfs: 1,
+        kvm: true,
+        files: [...(await l2Files(kernel)), ...(await Promise.all(programs))],
+        script: `
 cd /tmp
 ${serve(`"$VF" --socket /tmp/vf.sock --metrics ${metrics}`, under === undefined ? {} : { under })}
 ${through === undefined ? '' : `while rm -f ${socket}; do ${through} /tmp/vf.sock ${socket}; done & until [ -S ${socket} ]; do usleep 50000; done`}
@@ -63,22 +64,23 @@ wait $server || status=1
 [ $status = 0 ] || cat serve.err
 return $status
 `,
-    });
-    await l1.done(500);
-    legacyGuestIsWell(t, l1);
-    for (const [way, some] of Object.entries(doorbells)) {
-      const most = Math.max(...l1.all(`doorbells_${way}`).map(Number));
-      t.log(`doorbells by ${way}: ${most}`);
-      // Receive, transmit, control.
-      t.is(most, some ? 3 : 0, `doorbells by ${way}`);
-    }
-    for (const [way, some] of Object.entries(expected)) {
-      const count = Number(l1.one(`kicks_${way}`));
-      t.log(`kicks by ${way}: ${count}`);
-      if (some) t.true(count > 50, `kicks by ${way}: ${count}`);
-      else t.is(count, 0, `kicks by ${way}`);
-    }
-  });
+      });
+      await l1.done(500);
+      legacyGuestIsWell(t, l1);
+      for (const [way, some] of Object.entries(doorbells)) {
+        const most = Math.max(...l1.all(`doorbells_${way}`).map(Number));
+        t.log(`doorbells by ${way}: ${most}`);
+        // Receive, transmit, control.
+        t.is(most, some ? 3 : 0, `doorbells by ${way}`);
+      }
+      for (const [way, some] of Object.entries(expected)) {
+        const count = Number(l1.one(`kicks_${way}`));
+        t.log(`kicks by ${way}: ${count}`);
+        if (some) t.true(count > 50, `kicks by ${way}: ${count}`);
+        else t.is(count, 0, `kicks by ${way}`);
+      }
+    }),
+  );
 
 test(
   'the kernel forwards each kick of a guest to the VF, and none reaches RetroVF',
