@@ -221,10 +221,10 @@ impl Ring {
     /// Whether the driver wants an interrupt for what was published since the last call that
     /// succeeded.
     pub(crate) fn wants_interrupt(&mut self, dma: &DmaSpace) -> Result<bool> {
-        let new = self.next_used;
-        if new == self.signalled.unwrap_or(0) {
+        if self.untold() == 0 {
             return Ok(false);
         }
+        let new = self.next_used;
         // Pairs with the driver's barrier: it writes its wish and then looks at the used index.
         fence(Ordering::SeqCst);
         let wanted = match self.signalled {

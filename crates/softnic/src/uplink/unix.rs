@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -14,7 +14,7 @@ use rustix::net::{
 
 use super::BATCH;
 use crate::switch::{Frame, Outlet, Port, Switch, MAX_FRAME};
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 use crate::Error;
 
 /// Where to connect to, and the sending half of the connection.
@@ -65,11 +65,9 @@ impl Peer {
 
 impl Outlet for Peer {
     fn take(&self, port: &Port) -> bool {
-        let mut sender = match self.sender.try_lock() {
-            Ok(sender) => sender,
-            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+        let Some(mut sender) = try_lock(&self.sender) else {
             // Somebody sends, but perhaps not what has come since.
-            Err(TryLockError::WouldBlock) => return false,
+            return false;
         };
         // Without a connection, with a full socket or a failure, the thread has something to do.
         sender

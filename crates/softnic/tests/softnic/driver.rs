@@ -334,6 +334,16 @@ impl Queue {
         dut.store(self.avail + 2, self.next_avail);
     }
 
+    /// Where the driver says at which index it wants an interrupt.
+    pub(crate) fn used_event(&self) -> u64 {
+        self.avail + 4 + 2 * u64::from(self.size)
+    }
+
+    /// Where the device says at which index it wants a notification.
+    pub(crate) fn avail_event(&self) -> u64 {
+        self.used + 4 + 8 * u64::from(self.size)
+    }
+
     /// The next used chain: head and length.
     pub(crate) fn used(&mut self, dut: &Dut) -> Option<(u16, usize)> {
         if dut.load(self.used + 2) == self.next_used {

@@ -152,8 +152,8 @@ fn event_idx_suppresses_interrupts_until_the_index_asked_for() {
     let dut = Dut::open(&nic, nic.members()[0]);
     let fds = dut.msix(2);
     let mut net = modern(&dut, EVENT_IDX, (4, 2048));
-    let used_event = net.tx.avail + 4 + 2 * 64;
-    let avail_event = net.tx.used + 4 + 8 * 64;
+    let used_event = net.tx.used_event();
+    let avail_event = net.tx.avail_event();
     net.send(&frame(BROADCAST, A, 60));
     eventually("the first interrupt", || {
         (fired(&fds[1]) == 1).then_some(())
@@ -195,8 +195,8 @@ fn a_driver_that_goes_on_sending_need_not_notify_and_is_told_once() {
     let dut = Dut::open(&nic, nic.members()[0]);
     let fds = dut.msix(2);
     let mut net = modern(&dut, EVENT_IDX, (4, 2048));
-    let used_event = net.tx.avail + 4 + 2 * 64;
-    let avail_event = net.tx.used + 4 + 8 * 64;
+    let used_event = net.tx.used_event();
+    let avail_event = net.tx.avail_event();
     let sent = frame(BROADCAST, A, 60);
     let (mut unasked, mut interrupts) = (0, 0);
     for round in 0..ROUNDS {
