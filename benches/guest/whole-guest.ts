@@ -1,13 +1,14 @@
 // What does a whole guest notice? A Linux that can only do virtio 0.9.5 boots, gets a lease, pings and
 // moves data: with RetroVF and its SoftNIC, and with QEMU's own virtio-net-pci, on equal networks.
 
-import { rm } from 'node:fs/promises';
 import { bootLinux } from '../../test/guest/lib/linux.js';
 import { startNetwork } from '../../test/guest/lib/network.js';
 import type { Port } from '../../test/guest/lib/nic.js';
 import { startRetroVf } from '../../test/guest/lib/retrovf.js';
-import { Scene } from '../../test/vm/scene.js';
+import { standinPort } from '../../test/guest/lib/standin.js';
+import type { Scene } from '../../test/vm/scene.js';
 import { describe, distribution, type Path } from '../js/series.js';
+import { inScene } from '../vm.js';
 import { Streams } from './streams.js';
 
 export const name = 'whole guest';
@@ -69,52 +70,44 @@ export async function measureGuests(): Promise<Path[]> {
 }
 
 /** One boot. */
-async function measured(port: (scene: Scene) => Promise<Port>): Promise<Samples> {
-  let done = false;
-  const scene = await Scene.open(() => {});
-  try {
-    const [taking, giving] = [await Streams.taking(), await Streams.giving(mebibytes.in)];
-    scene.atEnd(async () => [taking, giving].forEach((ends) => ends.close()));
-    const function_ = await port(scene);
-    const start = process.hrtime.bigint();
-    const guest = bootLinux(scene, function_, {
-      steps: [
-        'dhcp',
-        `echoes:${echoes}`,
-        `upload:${host}:${taking.port}:${mebibytes.out}:${streams}`,
-        `download:${host}:${giving.port}:${streams}`,
-      ],
-    });
-    await guest.said('step', 60);
-    const boot = Number(process.hrtime.bigint() - start);
-    await guest.done(120);
-    const pings = guest
-      .one('echoes')
-      .split(' ')
-      .map((ms) => Math.round(Number(ms) * 1e6));
-    const whole =
-      pings.length === echoes && [taking, giving].every(({ times }) => times.length === streams);
-    if (!whole) throw new Error(`the guest did less than it should, see ${scene.dir}`);
-    done = true;
-    return [[boot], pings, taking.times, giving.times];
-  } finally {
-    await scene.close();
-    if (done) await rm(scene.dir, { recursive: true });
-    else process.stderr.write(`${name}: logs in ${scene.dir}\n`);
-  }
+function measured(port: (scene: Scene) => Promise<Port>): Promise<Samples> {
+  return inScene(
+    name,
+    () => {},
+    async (scene) => {
+      const [taking, giving] = [await Streams.taking(), await Streams.giving(mebibytes.in)];
+      scene.atEnd(async () => [taking, giving].forEach((ends) => ends.close()));
+      const function_ = await port(scene);
+      const start = process.hrtime.bigint();
+      const guest = bootLinux(scene, function_, {
+        steps: [
+          'dhcp',
+          `echoes:${echoes}`,
+          `upload:${host}:${taking.port}:${mebibytes.out}:${streams}`,
+          `download:${host}:${giving.port}:${streams}`,
+        ],
+      });
+      await guest.said('step', 60);
+      const boot = Number(process.hrtime.bigint() - start);
+      await guest.done(120);
+      const milliseconds = guest.one('echoes').split(' ').map(Number);
+      const pings = milliseconds.map((ms) => Math.round(ms * 1e6));
+      const whole =
+        pings.length === echoes && [taking, giving].every(({ times }) => times.length === streams);
+      if (!whole) throw new Error(`the guest did less than it should, see ${scene.dir}`);
+      return [[boot], pings, taking.times, giving.times];
+    },
+  );
 }
 
+const settings = { vfs: 1, presentation: 'legacy' } as const;
+
 async function retrovf(scene: Scene): Promise<Port> {
-  const [port] = await startRetroVf(scene, {
-    vfs: 1,
-    presentation: 'legacy',
-    network: await startNetwork(scene),
-  });
+  const [port] = await startRetroVf(scene, { ...settings, network: await startNetwork(scene) });
   return port!;
 }
 
+/** Without the switch that the stand-in has for several guests. */
 async function standin(scene: Scene): Promise<Port> {
-  const netdev = `stream,id=n,server=off,addr.type=unix,addr.path=${await startNetwork(scene)}`;
-  const device = 'virtio-net-pci,netdev=n,romfile=,disable-modern=on,disable-legacy=off';
-  return { args: ['-netdev', netdev, '-device', device] };
+  return standinPort(await startNetwork(scene), 0, settings);
 }

@@ -1,14 +1,14 @@
 // What does a kick cost the guest that makes it? Its `out` to Queue Notify, each way of a kick beside
 // the others: four VFs in one legacy guest under KVM, in the machine of test/lab.
 
-import { readFile, rm } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { Scene } from '../../test/vm/scene.js';
 import { bootL1, type L1 } from '../../test/lab/lib/l1.js';
 import { assigned, l2Command, l2Files, served } from '../../test/lab/lib/l2.js';
 import { lab } from '../../test/lab/lib/lab.js';
 import { serve } from '../../test/lab/lib/program.js';
 import type { Contender, Path, Round } from '../js/series.js';
+import { inScene } from '../vm.js';
 
 export const name = 'guest kick in the lab';
 const about =
@@ -53,10 +53,9 @@ kill $server $server1
 return $status
 `;
 
-export async function measureKicks(): Promise<Path> {
-  let measured = false;
-  const scene = await Scene.open((line) => process.stderr.write(`${line}\n`));
-  try {
+export function measureKicks(): Promise<Path> {
+  const log = (line: string) => process.stderr.write(`${line}\n`);
+  return inScene(name, log, async (scene) => {
     const file = async (path: string, content: string) => ({
       path,
       content: await readFile(content),
@@ -76,13 +75,8 @@ export async function measureKicks(): Promise<Path> {
     });
     await l1.done(300);
     requireWays(l1);
-    measured = true;
     return { path: name, about, unit: 'ns', contenders: contenders.map(figures(l1)) };
-  } finally {
-    await scene.close();
-    if (measured) await rm(scene.dir, { recursive: true });
-    else process.stderr.write(`${name}: logs in ${scene.dir}\n`);
-  }
+  });
 }
 
 /** Fails unless kicks took the ways that they are said to have taken. */

@@ -4,6 +4,7 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { prepare } from '../../test/lab/lib/prepare.js';
+import { printMeasured } from '../vm.js';
 import { measureKicks, name } from './kick.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -15,16 +16,7 @@ function obstacle(): string | undefined {
   return status === 0 ? undefined : `takes the lab, see test/lab: run test/lab/setup.sh ${kernel}`;
 }
 
-async function measured() {
-  const reason = obstacle();
-  if (reason !== undefined) return { paths: [], skipped: [`${name}: ${reason}`] };
-  try {
-    prepare([kernel]);
-    return { paths: [await measureKicks()] };
-  } catch (error) {
-    // The other benches have taken minutes.
-    return { paths: [], skipped: [`${name}: ${String(error).split('; last lines')[0]}`] };
-  }
-}
-
-process.stdout.write(`${JSON.stringify(await measured())}\n`);
+await printMeasured(name, obstacle(), async () => {
+  prepare([kernel]);
+  return [await measureKicks()];
+});

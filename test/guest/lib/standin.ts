@@ -11,20 +11,23 @@ export async function startStandin(scene: Scene, settings: NicSettings): Promise
   const paths = Array.from({ length: settings.vfs }, (_, index) =>
     join(scene.dir, `port${index}.sock`),
   );
-  const stop = await startSwitch(paths, await startNetwork(scene, settings.tftp));
+  const network = settings.network ?? (await startNetwork(scene, settings.tftp));
+  const stop = await startSwitch(paths, network);
   scene.atEnd(async () => stop());
-  const modern = settings.presentation === 'legacy' ? 'on' : 'off';
-  return paths.map((path, index) => {
-    const device = [
-      'virtio-net-pci',
-      'netdev=n',
-      `mac=52:54:00:00:00:0${index + 1}`,
-      'romfile=',
-      `disable-modern=${modern}`,
-      'disable-legacy=off',
-      ...(settings.msix === undefined ? [] : [`vectors=${settings.msix}`]),
-    ];
-    const netdev = `stream,id=n,server=off,addr.type=unix,addr.path=${path}`;
-    return { args: ['-netdev', netdev, '-device', device.join(',')] };
-  });
+  return paths.map((path, index) => standinPort(path, index, settings));
+}
+
+/** QEMU's own device on a network, a socket as `startNetwork` makes them. */
+export function standinPort(path: string, index: number, settings: NicSettings): Port {
+  const device = [
+    'virtio-net-pci',
+    'netdev=n',
+    `mac=52:54:00:00:00:0${index + 1}`,
+    'romfile=',
+    `disable-modern=${settings.presentation === 'legacy' ? 'on' : 'off'}`,
+    'disable-legacy=off',
+    ...(settings.msix === undefined ? [] : [`vectors=${settings.msix}`]),
+  ];
+  const netdev = `stream,id=n,server=off,addr.type=unix,addr.path=${path}`;
+  return { args: ['-netdev', netdev, '-device', device.join(',')] };
 }
